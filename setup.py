@@ -1,0 +1,61 @@
+"""Builds sslops._C: the CPU kernels always, the CUDA kernels where nvcc is found."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+CPU_SOURCES = ["csrc/binding.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
+CUDA_SOURCES = sorted(map(str, Path("csrc").glob("*.cu")))
+CUDA_ARCHITECTURES = (80, 90, 100)
+
+
+def find_nvcc():
+    """The path of nvcc, or None: CUDA_HOME first (the convention of every CUDA build), then PATH."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    inside_home = Path(home, "bin", "nvcc") if home else None
+    if inside_home and inside_home.exists():
+        return str(inside_home)
+    return shutil.which("nvcc")
+
+
+class BuildExtension(build_ext):
+    """Compiles csrc/*.cu with nvcc into objects and hands them to the linker of the extension."""
+
+    def build_extension(self, ext):
+        nvcc = find_nvcc()
+        if CUDA_SOURCES and nvcc:
+            ext.extra_objects += [self.compile_cuda(nvcc, source) for source in CUDA_SOURCES]
+            ext.define_macros.append(("SSLOPS_CUDA", "1"))
+            cuda_root = Path(nvcc).resolve().parent.parent
+            ext.library_dirs += [str(cuda_root / "lib64"), str(cuda_root / "lib")]
+            # The static runtime: one binary serves every torch, whichever libcudart torch brings.
+            ext.libraries += ["cudart_static", "dl", "pthread", "rt"]
+        elif CUDA_SOURCES:
+            print("sslops: nvcc not found; building the CPU kernels only (a GPU runs Triton).")
+        super().build_extension(ext)
+
+    def compile_cuda(self, nvcc, source):
+        target = Path(self.build_temp, source).with_suffix(".cu.o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+        flags = ["-O3", "-std=c++17", "-Werror=all-warnings", "-Xcompiler=-fPIC", "-Icsrc"]
+        subprocess.check_call([nvcc, *flags, *gencode, "-c", source, "-o", str(target)])
+        return str(target)
+
+
+extension = Pybind11Extension(
+    "sslops._C",
+    CPU_SOURCES,
+    cxx_std=17,
+    include_dirs=["csrc"],
+    depends=[str(p) for p in Path("csrc").rglob("*.*")],
+    # No OpenMP flag: csrc/cpu/parallel.h borrows torch's own runtime.
+    extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"],
+    # A machine without a compiler still gets the PyTorch and Triton backends.
+    optional=True,
+)
+setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension})

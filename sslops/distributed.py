@@ -1,0 +1,55 @@
+"""Gather and scatter with gradient: the one file of the ops that knows torch.distributed.
+
+Convention, for every loss: what a rank returns is scaled such that the *average* over ranks is the
+one-process loss on the concatenated batch. DDP averages gradients, so every parameter then has the
+gradient of the one-process loss.
+"""
+
+import torch
+import torch.distributed as dist
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenate [B, n_r, D] over ranks along the rows; the backward sums over ranks."""
+
+    @staticmethod
+    def forward(ctx, rows, sizes, group):
+        ctx.sizes, ctx.group = sizes, group
+        # Collectives want equal sizes, so shorter blocks travel padded to the longest.
+        padded = rows.new_zeros(rows.shape[0], max(sizes), rows.shape[2])
+        padded[:, : rows.shape[1]] = rows
+        blocks = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(blocks, padded, group=group)
+        return torch.cat([b[:, :n] for b, n in zip(blocks, sizes, strict=True)], dim=1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        # Every rank's loss depends on this rank's rows: sum, do not just slice.
+        dist.all_reduce(gradient, group=ctx.group)
+        rank = dist.get_rank(ctx.group)
+        start = sum(ctx.sizes[:rank])
+        return gradient[:, start : start + ctx.sizes[rank]], None, None
+
+
+def gather_rows(rows, group):
+    """All ranks' rows in rank order, with gradient.
+
+    Args:
+        rows: [B, n, D]; n may differ between ranks, B and D may not.
+        group: a torch.distributed process group.
+
+    Returns:
+        ([B, sum of n, D], the index of this rank's first row). The gradient of a row is the sum of
+        the gradients that all ranks' losses send to it.
+    """
+    size = torch.tensor([rows.shape[1]], device=rows.device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(sizes, size, group=group)
+    sizes = torch.cat(sizes).tolist()
+    return _GatherRows.apply(rows, sizes, group), sum(sizes[: dist.get_rank(group)])
+
+
+def mean_scale(own_rows, all_rows, group):
+    """What turns the mean over this rank's rows into its share of the mean over all ranks' rows."""
+    return own_rows * dist.get_world_size(group) / all_rows

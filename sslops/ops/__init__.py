@@ -1,0 +1,1 @@
+"""One folder per op: the public function, its specification and its backends."""

@@ -1,0 +1,84 @@
+"""Which backends an op has, and the first that can run.
+
+A backend of op `name` is the module `sslops/ops/name/_<backend>.py` (the specification is
+`reference.py`). It defines a function called like the op and `unsupported(...)`, which takes the
+same arguments and returns None or, in words, the reason why this backend cannot run them.
+"""
+
+import importlib
+import os
+
+import torch
+
+# Read once: a value that changed during a run would make a compiled graph and eager code disagree.
+FORCED_BACKEND = os.environ.get("SSLOPS_BACKEND") or None
+
+OPS: dict[str, "Op"] = {}
+
+
+class Op:
+    """The backends of one op, in the order in which they are tried."""
+
+    def __init__(self, name, backend_names):
+        self.name = name
+        self.order = backend_names
+        self.backends = {}  # backend name -> (function, unsupported)
+        self.missing = {}  # backend name -> why its module could not be imported
+        for backend in backend_names:
+            module_name = backend if backend == "reference" else f"_{backend}"
+            try:
+                module = importlib.import_module(f"sslops.ops.{name}.{module_name}")
+            except ModuleNotFoundError as error:
+                # Only a missing compiler or Triton excuses a backend; a typo in one must surface.
+                if error.name not in ("triton", "sslops._C"):
+                    raise
+                self.missing[backend] = f"{error.name} is not installed"
+            else:
+                self.backends[backend] = (getattr(module, name), module.unsupported)
+
+    def __call__(self, forced, *args, **kwargs):
+        """Run the forced backend, or the first that supports these arguments."""
+        forced = forced or FORCED_BACKEND
+        if forced is not None:
+            reason = self.why_not(forced, *args, **kwargs)
+            if reason is not None:
+                raise RuntimeError(f"{self.name}: backend {forced!r} cannot run here: {reason}")
+            return self.backends[forced][0](*args, **kwargs)
+        for function, unsupported in self.backends.values():
+            if unsupported(*args, **kwargs) is None:
+                return function(*args, **kwargs)
+        raise RuntimeError(f"{self.name}: no backend supports these arguments")
+
+    def why_not(self, backend, *args, **kwargs):
+        """None if the backend runs these arguments, else the reason in words."""
+        if backend in self.missing:
+            return self.missing[backend]
+        if backend not in self.backends:
+            known = ", ".join([*self.backends, *self.missing])
+            raise ValueError(f"{self.name}: backend must be one of {known}; got {backend!r}")
+        return self.backends[backend][1](*args, **kwargs)
+
+
+def load(name, *backend_names):
+    """Import the backends of an op, in order of preference, and remember the op."""
+    OPS[name] = Op(name, backend_names)
+    return OPS[name]
+
+
+def backends(device=None):
+    """Print every op, its backends, which of them would run here, and why the others would not.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA where there is one.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"sslops on {device}, torch {torch.__version__}")
+    for op in OPS.values():
+        args, kwargs = importlib.import_module(f"sslops.ops.{op.name}.cases").example(device)
+        print(op.name)
+        taken = False
+        for backend in op.order:
+            reason = op.why_not(backend, *args, **kwargs)
+            state = f"no: {reason}" if reason else ("yes" if taken else "yes, taken by default")
+            taken = taken or reason is None
+            print(f"    {backend:<10} {state}")

@@ -1,0 +1,39 @@
+"""Seeds, NaN poisoning of uninitialised memory, and what runs on this machine."""
+
+import os
+
+import pytest
+import torch
+
+# Without a GPU the Triton kernels run under their interpreter; the switch is read at import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; none was found"))
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """Same seed for every test; torch.empty is filled with NaN, so reading it shows."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def device():
+    """The device of agreement tests: CUDA where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
