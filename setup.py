@@ -14,7 +14,7 @@ CUDA_ARCHITECTURES = (80, 90, 100)
 
 
 def find_nvcc():
-    """The path of nvcc, or None: CUDA_HOME first (the convention of every CUDA build), then PATH."""
+    """The path of nvcc, or None: CUDA_HOME first (every CUDA build honours it), then PATH."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     inside_home = Path(home, "bin", "nvcc") if home else None
     if inside_home and inside_home.exists():

@@ -1,4 +1,4 @@
-"""Operations of self-supervised learning: fast, lean in memory, right at any number of processes."""
+"""Operations of self-supervised learning: fast, lean in memory, right at any world size."""
 
 from sslops.ops.info_nce import InfoNCEStats, info_nce
 from sslops.ops.nt_xent import nt_xent

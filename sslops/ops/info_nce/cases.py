@@ -1,4 +1,4 @@
-"""Inputs of info_nce and what they cost: read by the tests, the benchmarks and sslops.backends()."""
+"""Inputs of info_nce and what they cost: for tests, benchmarks and sslops.backends()."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ class Case:
     options: dict = field(default_factory=dict)
 
     def inputs(self, device="cpu", dtype=torch.float32, seed=0):
-        """(tensors that want gradients, keyword arguments), from one seed; rows are not unit length."""
+        """The tensors that want gradients and the keyword arguments; rows are not unit length."""
         generator = torch.Generator().manual_seed(seed)
         shapes = [(*self.lead, self.N, self.D)] * 2
         if self.negatives is not None:
@@ -52,8 +52,8 @@ class Case:
 def example(device):
     """Arguments of a backend for a typical call."""
     q = torch.zeros(1, 4, 8, device=device)
-    return (q, q, None, 0.1), dict(symmetric=False, normalize=True, positive_offset=0,
-                                   exclude_offset=None, return_stats=False, uniform=True)  # fmt: skip
+    options = dict(symmetric=False, normalize=True, positive_offset=0, exclude_offset=None)
+    return (q, q, None, 0.1), {**options, "return_stats": False, "uniform": True}
 
 
 CASES = [

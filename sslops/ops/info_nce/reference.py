@@ -36,10 +36,10 @@ def info_nce(
         logits = q_BND @ k_BMD.mT / temperature  # [B, N, M]
         positive = logits[:, rows, rows + positive_offset]
         if exclude_offset is not None:
-            logits = logits.index_put(
-                (torch.arange(len(logits), device=query.device)[:, None], rows, rows + exclude_offset),
-                torch.tensor(-torch.inf, dtype=logits.dtype, device=logits.device),
-            )  # fmt: skip
+            is_excluded = torch.arange(k_BMD.shape[1], device=query.device) == (
+                rows[:, None] + exclude_offset
+            )
+            logits = logits.masked_fill(is_excluded, -torch.inf)
     else:
         positive = (q_BND * k_BMD).sum(-1) / temperature
         negative = q_BND @ prepare(negative_keys).mT / temperature

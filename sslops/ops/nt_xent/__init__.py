@@ -90,8 +90,9 @@ def nt_xent(
                              normalize=normalize, return_stats=return_stats)  # fmt: skip
             scale = 1.0
         else:
-            rows, scale = _across_ranks(backend, z0, z1, temperature, group, dict(
-                normalize=normalize, return_stats=return_stats, uniform=reduction != "none"))  # fmt: skip
+            options = dict(normalize=normalize, return_stats=return_stats)
+            options["uniform"] = reduction != "none"
+            rows, scale = _across_ranks(backend, z0, z1, temperature, group, options)
 
     loss = info_nce_op.reduce_rows(rows.loss, reduction, scale)
     return (loss, info_nce_op.InfoNCEStats(*rows[1:])) if return_stats else loss

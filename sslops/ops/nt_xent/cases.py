@@ -1,4 +1,4 @@
-"""Inputs of nt_xent and what they cost: read by the tests, the benchmarks and sslops.backends()."""
+"""Inputs of nt_xent and what they cost: for tests, benchmarks and sslops.backends()."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ class Case:
     options: dict = field(default_factory=dict)
 
     def inputs(self, device="cpu", dtype=torch.float32, seed=0):
-        """(tensors that want gradients, keyword arguments), from one seed; rows are not unit length."""
+        """The tensors that want gradients and the keyword arguments; rows are not unit length."""
         generator = torch.Generator().manual_seed(seed)
         z0 = torch.randn(self.N, self.D, generator=generator)
         z1 = z0 + 0.5 * torch.randn(self.N, self.D, generator=generator)
