@@ -26,7 +26,7 @@ class Case:
             shapes.append((*own[self.negatives], self.M, self.D))
         tensors = [torch.randn(s, generator=generator) for s in shapes]
         # Positives resemble their queries, as in training; else every loss is log(candidates).
-        tensors[1] = tensors[0] + 0.5 * tensors[1]
+        tensors[1] = tensors[0] + 1.5 * tensors[1]
         tensors = [t.to(device, dtype).requires_grad_() for t in tensors]
         mode = "paired" if self.negatives == "paired" else "unpaired"
         return tensors, {"negative_mode": mode, **self.options}

@@ -18,7 +18,7 @@ class Case:
         """The tensors that want gradients and the keyword arguments; rows are not unit length."""
         generator = torch.Generator().manual_seed(seed)
         z0 = torch.randn(self.N, self.D, generator=generator)
-        z1 = z0 + 0.5 * torch.randn(self.N, self.D, generator=generator)
+        z1 = z0 + 1.5 * torch.randn(self.N, self.D, generator=generator)
         return [z.to(device, dtype).requires_grad_() for z in (z0, z1)], dict(self.options)
 
     @property
