@@ -61,13 +61,10 @@ def test_views_are_those_of_the_samples_and_differ_between_views_and_epochs():
         expected = apply_views(data.images[batch.indices], GREY, p)
         assert torch.equal(batch.views[view], expected)
     assert not torch.equal(*batch.views)
-    other = {
-        int(i): v
-        for b in collect(data, [GREY], epoch=2)
-        for i, v in zip(b.indices, *b.views, strict=True)
-    }
-    same = [torch.equal(other[int(i)], v) for i, v in zip(batch.indices, batch.views[0], strict=True)
-            if int(i) in other]  # fmt: skip
+    later = {int(i): v for b in collect(data, [GREY], epoch=2)
+             for i, v in zip(b.indices, *b.views, strict=True)}  # fmt: skip
+    pairs = zip(batch.indices.tolist(), batch.views[0], strict=True)
+    same = [torch.equal(later[i], view) for i, view in pairs if i in later]
     assert len(same) > 20 and not any(same)
 
 
