@@ -53,3 +53,31 @@ def gather_rows(rows, group):
 def mean_scale(own_rows, all_rows, group):
     """What turns the mean over this rank's rows into its share of the mean over all ranks' rows."""
     return own_rows * dist.get_world_size(group) / all_rows
+
+
+def is_available():
+    """Whether this torch was built with torch.distributed."""
+    return dist.is_available()
+
+
+def default_group(rank=None, world_size=None):
+    """The default process group, or None where this process is alone.
+
+    Raises:
+        ValueError: rank or world_size, where given, are not those of the default group.
+    """
+    initialized = dist.is_available() and dist.is_initialized()
+    size, own = (dist.get_world_size(), dist.get_rank()) if initialized else (1, 0)
+    for name, given, actual in (("rank", rank, own), ("world_size", world_size, size)):
+        if given is not None and given != actual:
+            raise ValueError(
+                f"{name} must be that of the default process group, {actual}; got {given!r}"
+            )
+    return dist.group.WORLD if size > 1 else None
+
+
+def mean_over_ranks(value, group):
+    """The mean of a tensor over the ranks of a group, without gradient."""
+    value = value.clone()
+    dist.all_reduce(value, group=group)
+    return value / dist.get_world_size(group)
