@@ -141,17 +141,15 @@ def reduce_rows(loss, reduction, scale):
 def _as_batches(query, positive_key, negative_keys, negative_mode):
     """Bring all tensors to [B, rows, D] with the same B."""
     N, D = query.shape[-2:]
-    if negative_keys is None:
-        return query.reshape(-1, N, D), positive_key.reshape(-1, N, D), None
-    if negative_mode == "paired":  # every row is a batch of one query
+    B = query.shape[:-2].numel()
+    if negative_keys is not None:
         M = negative_keys.shape[-2]
-        return (query.reshape(-1, 1, D), positive_key.reshape(-1, 1, D),
-                negative_keys.reshape(-1, M, D))  # fmt: skip
-    if negative_keys.ndim == 2:  # rows that share their negatives are one long batch
-        return query.reshape(1, -1, D), positive_key.reshape(1, -1, D), negative_keys[None]
-    M = negative_keys.shape[-2]
-    return (query.reshape(-1, N, D), positive_key.reshape(-1, N, D),
-            negative_keys.reshape(-1, M, D))  # fmt: skip
+        if negative_mode == "paired":  # every row is a batch of one query
+            B, N = B * N, 1
+        elif negative_keys.ndim == 2:  # rows that share their negatives are one long batch
+            B, N = 1, B * N
+        negative_keys = negative_keys.reshape(B, M, D)
+    return query.reshape(B, N, D), positive_key.reshape(B, N, D), negative_keys
 
 
 def _across_ranks(backend, q, k, temperature, symmetric, group, options):

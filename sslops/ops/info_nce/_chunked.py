@@ -112,12 +112,8 @@ class Part:
         self.inputs = (query, positive_key, negative_keys)
         self.T, self.options = T, options
         self.in_batch = negative_keys is None
-        dtype = operand_dtype(query)
-        # 1/T goes into the queries before they are rounded, unless float16 might overflow.
-        self.late_scale = 1 / T if dtype == torch.float16 else None
-        self.q = (self.full(query) * (1 / T if self.late_scale is None else 1.0)).to(dtype)
-        self.p = self.full(positive_key).to(dtype)
-        self.k = self.p if self.in_batch else self.full(negative_keys).to(dtype)
+        self.q, self.p = self.operand(query), self.operand(positive_key)
+        self.k = self.p if self.in_batch else self.operand(negative_keys)
         wants = (options.wants[0] or options.wants[3], *options.wants[1:3])
         self.dq, self.dp, self.dk = (
             torch.zeros_like(x, dtype=T.dtype) if wanted else None
@@ -126,6 +122,9 @@ class Part:
 
     def full(self, x):
         return unit_rows(x) if self.options.normalize else at_least_float32(x)
+
+    def operand(self, x):
+        return self.full(x).to(operand_dtype(x))
 
     def chunks(self):
         rows = chunk_logits(self.q) // max(1, self.k.shape[1])
@@ -142,7 +141,8 @@ class Part:
             logits[..., M + 1 :] = -torch.inf
         elif self.options.exclude_offset is not None:
             self.diagonal(logits, rows, self.options.exclude_offset).fill_(-torch.inf)
-        return logits if self.late_scale is None else logits.mul_(self.late_scale)
+        # Not in the queries: float16 might overflow, and sums of equal products would differ.
+        return logits.div_(self.T)
 
     def positives(self, x, rows):
         """The view of the positives' entries, [b, n], of a chunk of logits."""
@@ -216,20 +216,18 @@ class Part:
             self.add_gradients(rows, logits, logits.log_softmax(-1), weights, columns)
 
     def finish(self, factor, some, out):
-        """Undo the scalings, go back through 1/T and the unit length, and store."""
-        key_factor = factor if self.late_scale is None else factor * self.late_scale
-        gradients = (self.dq, self.dp, self.dk)
-        factors = (factor / self.T, key_factor, key_factor)
-        for i, (x, gradient) in enumerate(zip(self.inputs, gradients, strict=True)):
+        """Undo the scaling of the weights, go back through 1/T and the unit length, and store."""
+        for i, (x, gradient) in enumerate(
+            zip(self.inputs, (self.dq, self.dp, self.dk), strict=True)
+        ):
             if gradient is None:
                 continue
-            gradient = gradient * factors[i]
+            gradient = gradient * (factor / self.T)
             if i == 0 and self.options.wants[3]:  # logit = <q, k> / T, so no sum over logits
                 out[3].sub_((self.full(x) * gradient).sum() / self.T)
             if self.options.wants[i]:
-                out[i][some] = (
-                    unit_rows_backward(x, gradient) if self.options.normalize else gradient
-                )
+                gradient = unit_rows_backward(x, gradient) if self.options.normalize else gradient
+                out[i][some] = gradient
 
 
 def parts(query, positive_key, negative_keys, T, options):

@@ -91,19 +91,14 @@ def _backward(upstream, z, temperature, positive, loss, normalize):
 
 def gradient_of_rows(unit, dtype, T, positive, loss, weights):
     """sum_j G_ij z_j, strip by strip."""
-    is_float16 = dtype == torch.float16
-    k_1RD = unit.to(dtype)[None]
-    q_1RD = k_1RD if is_float16 else (unit / T).to(dtype)[None]
-    dz_1RD = torch.zeros_like(unit)[None]
+    z_1RD, dz_1RD = unit.to(dtype)[None], torch.zeros_like(unit)[None]
     step = max(info_nce.SMALLEST_CHUNK, info_nce.chunk_logits(unit) // max(1, len(unit)))
     for rows in info_nce.slices(len(unit), step):
-        logits = info_nce.product(q_1RD[:, rows], k_1RD[:, rows.start :].mT)[0]
-        if is_float16:
-            logits.div_(T)
+        logits = info_nce.product(z_1RD[:, rows], z_1RD[:, rows.start :].mT)[0].div_(T)
         G_1nC = weight_strip(logits, rows, positive, loss, weights).to(dtype)[None]
-        info_nce.add_product(dz_1RD[:, rows], G_1nC, k_1RD[:, rows.start :])
+        info_nce.add_product(dz_1RD[:, rows], G_1nC, z_1RD[:, rows.start :])
         beyond = G_1nC[:, :, rows.stop - rows.start :]
-        info_nce.add_product(dz_1RD[:, rows.stop :], beyond.mT, k_1RD[:, rows])
+        info_nce.add_product(dz_1RD[:, rows.stop :], beyond.mT, z_1RD[:, rows])
     return dz_1RD[0]
 
 
