@@ -121,7 +121,7 @@ def info_nce(
         if group is None:
             rows = _backends(backend, q, k, negatives, temperature,
                              symmetric=symmetric, positive_offset=0, **options)  # fmt: skip
-            scale = 1.0
+            scale = None
         else:
             rows, scale = _across_ranks(backend, q, k, temperature, symmetric, group, options)
 
@@ -132,9 +132,9 @@ def info_nce(
 
 
 def reduce_rows(loss, reduction, scale):
-    """Mean (times the scale that makes the average over ranks right), sum, or the rows."""
+    """The rows, their sum, or their mean: with a scale, that times their sum."""
     if reduction == "mean":
-        return loss.mean() * scale if scale != 1.0 else loss.mean()
+        return loss.mean() if scale is None else loss.sum() * scale
     return loss.sum() if reduction == "sum" else loss
 
 
@@ -153,7 +153,7 @@ def _as_batches(query, positive_key, negative_keys, negative_mode):
 
 
 def _across_ranks(backend, q, k, temperature, symmetric, group, options):
-    """Row losses against the keys of all ranks, and the scale of their mean."""
+    """Row losses against the keys of all ranks, and what turns their sum into the rank's mean."""
     keys, offset = distributed.gather_rows(k, group)
     rows = _backends(backend, q, keys, None, temperature,
                      symmetric=False, positive_offset=offset, **options)  # fmt: skip
@@ -162,7 +162,7 @@ def _across_ranks(backend, q, k, temperature, symmetric, group, options):
         columns = _backends(backend, k, queries, None, temperature,
                             symmetric=False, positive_offset=offset, **options)  # fmt: skip
         rows = rows._replace(loss=(rows.loss + columns.loss) / 2)
-    return rows, distributed.mean_scale(q.shape[1], keys.shape[1], group)
+    return rows, distributed.mean_scale(len(q) * keys.shape[1], group)
 
 
 def _check_tensors(query, positive_key, negative_keys, negative_mode):
