@@ -37,7 +37,19 @@ class Forced:
                 raise
             pytest.skip(str(error))
 
-    def assert_agrees(self, *tensors, **options):
+    def assert_agrees(self, *tensors, layout=None, **options):
         """Value and gradients against the specification in float64; see agreement.py."""
         self(*tensors, **options)  # skips where the backend cannot run
-        assert_agrees(self.public, tensors, options, self.backend)
+        assert_agrees(self.public, tensors, options, self.backend, layout)
+
+
+# The same values with other strides; differentiable.
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "offset": lambda x: torch.cat([x[:1], x])[1:],
+    "every second row": lambda x: x.repeat_interleave(2, -2)[..., ::2, :],
+    "every second column": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "a slice of wider rows": lambda x: torch.cat([x, x, x], -1)[..., x.shape[-1] : -x.shape[-1]],
+    "unaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+}

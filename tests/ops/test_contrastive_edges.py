@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from backends import LAYOUTS
 
 SIZES = [1, 2, 3, 31, 64, 127, 128, 129, 1000, pytest.param(4097, marks=pytest.mark.slow)]
 WIDTHS = [1, 8, 24, 63, 64, 96, 128, 200, 256, 384, 768, 1024]
@@ -260,29 +261,10 @@ def test_twenty_runs_are_bitwise_the_same(loss, reduction):
         assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
 
 
-LAYOUTS = {
-    "transposed": lambda x: x.T.contiguous().T,
-    "offset": lambda x: torch.cat([x[:1], x])[1:],
-    "every second row": lambda x: x.repeat_interleave(2, 0)[::2],
-    "every second column": lambda x: x.repeat_interleave(2, 1)[:, ::2],
-    "a slice of wider rows": lambda x: torch.cat([x, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]],
-    "unaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
-}
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strides(loss, layout):
-    z = pair(21, 24)
-    plain = [x.clone().requires_grad_() for x in z]
-    strided = [LAYOUTS[layout](x).detach().requires_grad_() for x in z]
-    for a, b in zip(plain, strided, strict=True):
-        assert torch.equal(a, b)
     for reduction in ("mean", "none"):
-        value, expected = (loss(*t, reduction=reduction).sum() for t in (strided, plain))
-        torch.testing.assert_close(value, expected)
-        for a, b in zip(torch.autograd.grad(value, strided), torch.autograd.grad(expected, plain),
-                        strict=True):  # fmt: skip
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        loss.assert_agrees(*pair(21, 24), layout=LAYOUTS[layout], reduction=reduction)
 
 
 def test_expanded_rows(info_nce):
