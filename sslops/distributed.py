@@ -53,3 +53,9 @@ def gather_rows(rows, group):
 def mean_scale(own_rows, all_rows, group):
     """What turns the mean over this rank's rows into its share of the mean over all ranks' rows."""
     return own_rows * dist.get_world_size(group) / all_rows
+
+
+def world_group():
+    """The group of all processes, or None where there is only this one."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.group.WORLD if several else None
