@@ -1,0 +1,162 @@
+"""Parquet files in the Hugging Face layout: a column of encoded images, a column of labels."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sslzoo.data.decoding import decode
+from sslzoo.data.image_data import DataError, check_split, from_source
+
+IMAGE_COLUMNS = ("image", "img")
+SPLIT_WORDS = {"train": "train", "test": "test", "val": "test", "valid": "test",
+               "validation": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}  # fmt: skip
+# cifar10-train, train-00000-of-00002-3f5a, validation
+NAME = re.compile(
+    rf"^(?:(?P<prefix>.*)[-_.])?(?P<word>{'|'.join(SPLIT_WORDS)})(?:[-_.]\d+[-_]of[-_]\d+.*)?$"
+)
+
+
+class EncodedImages:
+    """A column of encoded image files as a source of images; the encoded bytes stay in memory."""
+
+    def __init__(self, column, names, folder):
+        self.column = column
+        self.names = names  # how an error or a fingerprint names each row
+        self.folder = folder
+
+    def __len__(self):
+        return len(self.column)
+
+    def read(self, index):
+        cell = self.column[index].as_py()
+        path = None
+        if isinstance(cell, dict):
+            cell, path = cell.get("bytes"), cell.get("path")
+        if cell is None and not path:
+            raise DataError(f"{self.name(index)} holds no image")
+        file = io.BytesIO(cell) if cell is not None else self.folder / path
+        return decode(file, self.name(index))
+
+    def name(self, index):
+        file, first = next(pair for pair in reversed(self.names) if pair[1] <= index)
+        return f"row {index - first} of {file}"
+
+    def key(self, index):
+        return f"{self.name(index)} {len(str(self.column[index]))}"
+
+
+def open_parquet(path, split="train", *, label_column=None, memory_limit_mib=1024, **_):
+    """Images of one split of a Parquet file, a folder of them, or a folder and a name's start.
+
+    Args:
+        path: a file; a folder with the files of one data set; or e.g. `data/cifar10` for
+            `data/cifar10-train.parquet` and `data/cifar10-test.parquet`.
+        split: chosen by the word train, test, val or validation in the file names; files without
+            such a word are the train split.
+        label_column: name of the column of class numbers; None takes `label` where it exists.
+    """
+    splits = split_files(path)
+    check_split(path, split, splits)
+    files = splits[split]
+    table = read_tables(files, label_column)
+    images = image_column(table, files[0])
+    counts = np.cumsum([0] + [pq.read_metadata(file).num_rows for file in files])
+    source = EncodedImages(images, list(zip(files, counts.tolist(), strict=False)), files[0].parent)
+    if len(source) == 0:
+        raise DataError(f"{path} ({split}) holds no rows")
+    labels = label_tensor(table, label_column, files[0])
+    return from_source(
+        f"{path}/{split}",
+        source,
+        memory_limit_mib=memory_limit_mib,
+        labels=labels,
+        class_names=None if labels is None else class_names(table.schema, label_column or "label"),
+    )
+
+
+def is_parquet(path):
+    """Whether a path names Parquet data: a file, a folder holding some, or the start of names."""
+    if path.is_dir():
+        return any(path.rglob("*.parquet"))
+    return path.suffix == ".parquet" or any(path.parent.glob(f"{path.name}[-_.]*.parquet"))
+
+
+def split_files(path):
+    """Split -> its files, sorted."""
+    if path.is_dir():
+        files = sorted(path.rglob("*.parquet"))
+    elif path.suffix == ".parquet":
+        prefix, word = prefix_and_split(path)
+        # A file's sibling is its data set's other split; a name without a split stands alone.
+        siblings = sorted(path.parent.glob("*.parquet")) if word else [path]
+        files = [f for f in siblings if f == path or prefix_and_split(f)[0] == prefix]
+    else:
+        files = sorted(path.parent.glob(f"{path.name}[-_.]*.parquet"))
+        files = [f for f in files if prefix_and_split(f)[0] == path.name]
+    prefixes = {prefix_and_split(file)[0] for file in files if prefix_and_split(file)[1]}
+    if len(prefixes) > 1:
+        known = ", ".join(str(path / (prefix or "")) for prefix in sorted(prefixes, key=str))
+        raise DataError(f"{path} holds several data sets; name one of {known}")
+    splits = {}
+    for file in files:
+        splits.setdefault(prefix_and_split(file)[1] or "train", []).append(file)
+    return splits
+
+
+def prefix_and_split(file):
+    """('cifar10', 'train') of cifar10-train.parquet; (stem, None) where no split is named."""
+    match = NAME.match(file.stem)
+    if match:
+        return match["prefix"], SPLIT_WORDS[match["word"]]
+    return file.stem, SPLIT_WORDS.get(file.parent.name)
+
+
+def read_tables(files, label_column):
+    """The image and label columns of the files, as one table."""
+    try:
+        columns = pq.read_schema(files[0]).names
+        wanted = [c for c in (*IMAGE_COLUMNS, label_column or "label") if c in columns]
+        return pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{files[0]} is not a readable Parquet file ({reason})") from error
+
+
+def image_column(table, file):
+    for name in IMAGE_COLUMNS:
+        if name in table.column_names:
+            return table[name].combine_chunks() if table.num_rows == 0 else table[name]
+    columns = ", ".join(pq.read_schema(file).names)
+    raise DataError(f"{file} has no column {' or '.join(IMAGE_COLUMNS)}; it has {columns}")
+
+
+def label_tensor(table, label_column, file):
+    """int64 [N], or None where the default column is missing."""
+    name = label_column or "label"
+    if name not in table.column_names:
+        if label_column is None:
+            return None
+        raise DataError(f"{file} has no column {name}; it has {pq.read_schema(file).names}")
+    column = table[name]
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise DataError(
+            f"column {name} of {file} must hold integers; it is {column.type} with "
+            f"{column.null_count} empty cells"
+        )
+    return torch.from_numpy(column.to_numpy().astype(np.int64))
+
+
+def class_names(schema, label_column):
+    """Class names from the metadata `class_names` or `huggingface`; None without either."""
+    metadata = schema.metadata or {}
+    if b"class_names" in metadata:
+        return json.loads(metadata[b"class_names"])
+    if b"huggingface" in metadata:
+        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
+        return features.get(label_column, {}).get("names")
+    return None
