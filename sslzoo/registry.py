@@ -63,3 +63,19 @@ def data_sets():
 def evaluators():
     """Names of the evaluators."""
     return sorted(EVALUATORS)
+
+
+def recipes():
+    """Names of the recipes: configurations that come with the package."""
+    return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
+
+
+def recipe(name):
+    """The YAML file of a recipe."""
+    if name not in recipes():
+        raise UnknownName("recipe", name, recipes())
+    return _recipe_folder() / f"{name}.yaml"
+
+
+def _recipe_folder():
+    return Path(__file__).with_name("recipes")

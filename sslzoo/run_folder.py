@@ -11,8 +11,10 @@ Nothing is read in a way that can run code: weights_only=True, safetensors, YAML
 """
 
 import csv
+import itertools
 import json
 import os
+import pickle
 import platform
 import subprocess
 from importlib import metadata
@@ -20,7 +22,12 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+
+import sslops
+from sslzoo import backbones
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn")
 
@@ -40,9 +47,15 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = Metrics(self.path / "metrics.csv")
         self.checkpoint = self.path / "checkpoint.pt"
+        self._writer = None
 
-    def prepare(self, resume):
-        """Make the folder, or refuse one that cannot be written or holds another run."""
+    def prepare(self, options, resume):
+        """Make the folder, or refuse one that cannot be written or holds another run.
+
+        Args:
+            options: all options of the run by name, for config.yaml.
+            resume: whether the folder must hold the checkpoint of this run.
+        """
         if resume and not self.checkpoint.exists():
             raise RunFolderError(f"{self.path} holds no checkpoint.pt to resume from")
         if not resume and (self.path / "config.yaml").exists():
@@ -53,28 +66,36 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _replace(self.path / "versions.json", lambda p: p.write_text(_versions()))
+            text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+            _replace(self.path / "config.yaml", lambda p: p.write_text(text))
         except OSError as error:
             raise RunFolderError(
                 f"cannot write to the run folder {self.path}: {error.strerror}"
             ) from None
 
-    def write_config(self, config):
-        text = yaml.safe_dump(config, sort_keys=False)
-        _replace(self.path / "config.yaml", lambda p: p.write_text(text))
+    def log(self, row):
+        """Add a row to metrics.csv, and its values to TensorBoard's files."""
+        self.metrics.write(row)
+        if self._writer is None:
+            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=row["step"])
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()
 
     def save_checkpoint(self, state):
         """Replace the checkpoint at once: a run killed here keeps the older one."""
         _replace(self.checkpoint, lambda p: torch.save(state, p))
 
     def load_checkpoint(self):
-        return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        """The state that save_checkpoint wrote."""
+        return _load_checkpoint(self.checkpoint)
 
     def save_backbone(self, backbone, about):
-        """Write the weights under timm's keys; `about` (strings) goes into the file's metadata."""
+        """Write the weights under timm's keys; `about` goes into the file's metadata as JSON."""
         state = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
-        _replace(
-            self.path / "backbone.safetensors", lambda p: save_file(state, p, metadata=about)
-        )
+        metadata = {"sslzoo": json.dumps(about)}
+        _replace(self.path / "backbone.safetensors", lambda p: save_file(state, p, metadata))
 
 
 class Metrics:
@@ -115,17 +136,73 @@ class Metrics:
         _replace(self.path, write)
 
 
-def load_config(path):
-    """The config.yaml of the run folder `path`."""
+def free_path(method, data, folder="runs"):
+    """runs/METHOD_DATA, with a number where that is taken: no run overwrites another."""
+    path = stem = Path(folder, f"{method}_{Path(data).stem}")
+    for number in itertools.count(2):
+        if not path.exists():
+            return path
+        path = stem.with_name(f"{stem.name}_{number}")
+
+
+def load_options(path):
+    """The options in the config.yaml of a run folder."""
     file = Path(path) / "config.yaml"
     if not file.is_file():
         raise RunFolderError(f"{path} is no run folder: it holds no config.yaml")
     return yaml.safe_load(file.read_text())
 
 
-def load_weights(file):
-    """A backbone's state dict from a .safetensors file."""
-    return load_file(file)
+def load_backbone(path):
+    """The trained backbone of a run, and what it expects.
+
+    Args:
+        path: a run folder, its backbone.safetensors or its checkpoint.pt.
+
+    Returns:
+        (module in eval mode, dict with backbone, image_size, channels, mean, std).
+    """
+    file = Path(path)
+    if file.is_dir():
+        done = file / "backbone.safetensors"
+        file = done if done.exists() else file / "checkpoint.pt"
+    if not file.is_file():
+        raise RunFolderError(f"{path} holds no backbone.safetensors and no checkpoint.pt")
+    if file.suffix == ".safetensors":
+        weights, about = _load_safetensors(file)
+    else:
+        state = _load_checkpoint(file)
+        about = state["about"]
+        weights = {
+            name.removeprefix("backbone."): value
+            for name, value in state["method"].items()
+            if name.startswith("backbone.")
+        }
+    backbone = backbones.build(
+        about["backbone"], image_size=about["image_size"], channels=about["channels"]
+    )
+    backbone.load_state_dict(weights)
+    return backbone.eval(), about
+
+
+def _load_safetensors(file):
+    try:
+        with safe_open(file, "pt") as tensors:
+            about = (tensors.metadata() or {}).get("sslzoo")
+            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise RunFolderError(f"{file} is no safetensors file ({error})") from error
+    if about is None:
+        raise RunFolderError(f"{file} was not written by sslzoo: it does not say which backbone")
+    return weights, json.loads(about)
+
+
+def _load_checkpoint(file):
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{file} is no checkpoint of sslzoo ({reason})") from error
 
 
 def _replace(path, write):
@@ -138,9 +215,12 @@ def _replace(path, write):
         temporary.unlink(missing_ok=True)
 
 
-def _versions():
-    import sslops
+def plain(options):
+    """Options with tuples as lists, as YAML and JSON hold them."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
 
+
+def _versions():
     found = {"python": platform.python_version(), "sslops": sslops.__version__}
     for package in PACKAGES:
         try:

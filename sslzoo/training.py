@@ -8,7 +8,6 @@ import math
 import signal
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from sslzoo.data import ImageData, open_data
 from sslzoo.loader import ViewLoader, channel_statistics
 from sslzoo.meters import Meters
 from sslzoo.progress import Report
-from sslzoo.run_folder import RunFolder, RunFolderError, free_path
+from sslzoo.run_folder import RunFolder, RunFolderError, free_path, plain
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine
+from sslzoo.training_config import TrainingConfig
 from sslzoo.watch import Watch
 
 # What a resumed run may change and still be the same run.
@@ -35,68 +35,7 @@ class TrainingError(RuntimeError):
 class Interrupted(TrainingError):
     """A run stopped by Ctrl-C or SIGTERM, with a checkpoint to resume from."""
 
-
-@dataclass
-class TrainingConfig:
-    """Options of every method."""
-
-    data: str = "digits"
-    """Data set by name (see `sslzoo list data`), or a folder of images, or a Parquet file."""
-    download: bool = False
-    """Fetch a named data set where it is missing."""
-    out: str = ""
-    """Run folder; empty is runs/METHOD_DATA, with a number where that is taken."""
-    backbone: str = "resnet18"
-    """Encoder: a name of `sslzoo list backbones` or any of timm's."""
-    image_size: int = 32
-    """Side of the square views, in pixels."""
-    epochs: int = 200
-    """Passes over the data."""
-    batch_size: int = 256
-    """Images per forward pass, over all processes. Contrastive losses find negatives in them."""
-    accumulate: int = 1
-    """Forward passes per optimizer step. More of them add no negatives."""
-    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
-    """Optimizer."""
-    base_lr: float = 0.1
-    """Learning rate per 256 images, without unit."""
-    lr_rule: Literal["linear", "sqrt", "none"] = "linear"
-    """How the learning rate grows with (batch_size x accumulate) / 256."""
-    min_lr: float = 0.0
-    """Learning rate at the end of the cosine, not scaled."""
-    warmup_epochs: float = 10.0
-    """Linear warm-up from 0, in epochs."""
-    weight_decay: float = 1e-4
-    """Weight decay of matrices and kernels, without unit; biases and norms have none."""
-    momentum: float = 0.9
-    """Momentum of sgd and lars, 0 to 1."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Averaging factors of adamw, 0 to 1."""
-    clip_gradient: float = 0.0
-    """Largest norm of the whole gradient; 0 is off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the forward pass; weights and losses stay float32."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU where there is one."""
-    workers: int = 0
-    """Processes that decode images, per training process; 0 decodes in the training process."""
-    seed: int = 0
-    """Seed of weights, order and views; a whole number from 0."""
-    log_every: int = 20
-    """Optimizer steps between two rows of metrics."""
-    checkpoint_every: int = 0
-    """Optimizer steps between two checkpoints; 0 writes one after each epoch."""
-    knn_every: int = 0
-    """Epochs between two kNN accuracies in the metrics, for labelled data; 0 is off."""
-
-    def __post_init__(self):
-        for name in ("image_size", "epochs", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("base_lr", "min_lr", "warmup_epochs", "weight_decay", "momentum",
-                     "clip_gradient", "workers", "seed", "checkpoint_every", "knn_every"):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}")
+    exit_code = 130
 
 
 @dataclass
@@ -123,42 +62,25 @@ class Setup:
 
 
 def pretrain(name, method_config, config, *, resume=False, console=None):
-    """Train a method and leave a run folder.
+    """Train a method and leave a run folder: `set_up`, then `train`."""
+    return train(set_up(name, method_config, config, console), resume=resume)
+
+
+def set_up(name, method_config, config, console=None):
+    """The method with random weights and all around it; nothing is written yet.
 
     Args:
         name: a method of sslzoo.registry.
         method_config: that method's Config.
         config: TrainingConfig.
-        resume: continue the run in config.out from its checkpoint. On a CPU it ends with the
-            weights, bit for bit, of a run that was never stopped.
         console: a rich console that shows progress; None is silent.
 
     Returns:
-        RunFolder.
+        Setup.
 
     Raises:
         ValueError: an option, or the data (DataError), is not usable.
-        RunFolderError: the run folder cannot be written or continued.
-        TrainingError: the loss is not finite.
-        Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
     """
-    setup = set_up(name, method_config, config, console)
-    trainer = Trainer(setup)
-    if setup.is_main:
-        setup.run.prepare(setup.options, resume)
-    setup.accelerator.wait_for_everyone()
-    if resume:
-        trainer.restore()
-    trainer.announce()
-    trainer.fit()
-    if setup.is_main:
-        trainer.watch.finish()
-    setup.accelerator.end_training()
-    return setup.run
-
-
-def set_up(name, method_config, config, console=None):
-    """The method with random weights and everything around it; nothing is written yet."""
     module = registry.method(name)
     accelerator = Accelerator(
         cpu=config.device == "cpu",
@@ -188,10 +110,40 @@ def set_up(name, method_config, config, console=None):
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Statistics of one process would tell the network which views belong together.
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    options = {"method": name, **asdict(config), **asdict(method_config)}
+    options = plain({"method": name, **asdict(config), **asdict(method_config)})
     run = RunFolder(config.out or free_path(name, config.data))
     report = Report(console if accelerator.is_main_process else None)
     return Setup(config, options, accelerator, data, method, loader, about, run, report)
+
+
+def train(setup, *, resume=False):
+    """Train what was set up and leave a run folder.
+
+    Args:
+        setup: Setup.
+        resume: continue the run from its checkpoint. On a CPU it ends with the weights, bit for
+            bit, of a run that was never stopped.
+
+    Returns:
+        RunFolder.
+
+    Raises:
+        RunFolderError: the run folder cannot be written or continued.
+        TrainingError: the loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
+    """
+    trainer = Trainer(setup)
+    if setup.is_main:
+        setup.run.prepare(setup.options, resume)
+    setup.accelerator.wait_for_everyone()
+    if resume:
+        trainer.restore()
+    trainer.announce()
+    trainer.fit()
+    if setup.is_main:
+        trainer.watch.finish()
+    setup.accelerator.end_training()
+    return setup.run
 
 
 class Trainer:
@@ -341,7 +293,7 @@ class Trainer:
         state = run.load_checkpoint()
         for name, value in self.setup.options.items():
             old = state["options"].get(name)
-            if name not in FREE_TO_CHANGE and _plain(value) != _plain(old):
+            if name not in FREE_TO_CHANGE and value != old:
                 raise RunFolderError(f"the run in {run.path} has {name} {old}, not {value}: resume "
                                      "it with the options it began with")  # fmt: skip
         if state["data_fingerprint"] != self.setup.data.fingerprint():
@@ -395,8 +347,3 @@ class Trainer:
 def _mix(*counters):
     """One 64-bit seed from several whole numbers."""
     return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
-
-
-def _plain(value):
-    """Tuples as lists, as files hold them."""
-    return list(value) if isinstance(value, tuple) else value

@@ -43,7 +43,11 @@ class Config:
     flip: float = 0.5
     """Probability of a horizontal flip; 0 where left and right mean something (digits, text)."""
     rotation: float = 0.0
-    """Largest random rotation, in degrees; 0 is off, as in the paper."""
+    """Largest random rotation either way, in degrees; 0 is off, as in the paper."""
+    shear: float = 0.0
+    """Largest random shear either way, in degrees; 0 is off, as in the paper."""
+    translation: float = 0.0
+    """Largest random shift, as a share of the crop's side; 0 is off, as in the paper."""
     jitter: float = 0.8
     """Probability of the colour jitter."""
     jitter_strength: float = 0.5
@@ -52,6 +56,12 @@ class Config:
     """Probability of dropping the colours."""
     blur: float = 0.0
     """Probability of a Gaussian blur of 0.1 to 2 pixels. Paper: 0.5, off at 32 x 32."""
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0; got {self.temperature}")
+        if self.projector_layers < 1 or self.projector_width < 0 or self.projector_features < 1:
+            raise ValueError("projector_layers and projector_features must be at least 1")
 
 
 def views(config, image_size):
@@ -62,6 +72,8 @@ def views(config, image_size):
         crop_scale=(config.crop_min_scale, 1.0),
         flip=config.flip,
         rotate=config.rotation,
+        shear=config.shear,
+        translate=config.translation,
         jitter=config.jitter,
         brightness=0.8 * s,
         contrast=0.8 * s,
@@ -110,8 +122,9 @@ class SimCLR(nn.Module):
     def meters(self, outputs):
         """How near the views of an image are, how far those of different images.
 
-        alignment   E ||z_i - z_p||²           (Wang, Isola, ICML 2020), 0 when views agree
-        uniformity  log E exp(-2 ||z_i - z_j||²), -4 at most for points spread over the sphere
+        alignment   E ||z_i - z_p||²: 0 where the two views of an image coincide
+        uniformity  log E exp(-2 ||z_i - z_j||²): 0 where all coincide, near -4 where spread out
+                    (both: Wang, Isola, ICML 2020)
         mutual_information_bound  log(candidates) - loss, in nats (van den Oord et al., 2018)
         """
         z = F.normalize(outputs["z"].float(), dim=-1)

@@ -1,0 +1,144 @@
+"""Command lines and configuration files to dataclasses, by jsonargparse.
+
+The options of a method and of the training stand side by side, in one flat YAML file or on the
+command line; the later one wins. `method:` in a file is the method's name.
+"""
+
+import difflib
+import re
+from argparse import SUPPRESS, ArgumentError
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from sslzoo import registry
+
+# Meaning and unit of an option stand below its field, where a reader of the code sees them.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+PRETRAIN_HELP = """\
+usage: sslzoo pretrain METHOD [options]
+       sslzoo pretrain --config FILE_OR_RECIPE [options]
+       sslzoo pretrain --resume RUN
+
+methods: {methods}
+recipes: {recipes}
+
+`sslzoo pretrain METHOD --help` shows the options of a method, each with its unit and default.
+"""
+
+
+@dataclass
+class PretrainOptions:
+    """What to train."""
+
+    name: str  # of the method
+    method: object  # its Config
+    training: object  # TrainingConfig
+    resume: bool
+
+
+def parse_pretrain(argv, prog=None):
+    """PretrainOptions from a command line, which names a method or has --config or --resume.
+
+    Raises:
+        ArgumentError, ValueError, OSError: the message is for the user.
+    """
+    from sslzoo.training_config import TrainingConfig
+
+    words, resume = find_files(argv)
+    if words and not words[0].startswith("-"):
+        name, *words = words
+    else:
+        name = method_in_file(words)
+    module = registry.method(name)
+    parser = ArgumentParser(
+        prog=prog or f"sslzoo pretrain {name}",
+        description=module.__doc__.splitlines()[0],
+        print_config="--print_config",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file, or the name of a recipe")
+    parser.add_argument("--method", choices=[name], default=name, help=SUPPRESS)
+    parser.add_class_arguments(module.Config)
+    parser.add_class_arguments(TrainingConfig)
+    parser.set_defaults(module.DEFAULTS)
+    values = parse(parser, words)
+    method, training = (
+        cls(**{f.name: values[f.name] for f in fields(cls)})
+        for cls in (module.Config, TrainingConfig)
+    )
+    return PretrainOptions(name, method, training, resume)
+
+
+def find_files(argv):
+    """Turn recipes' names into paths, and `--resume RUN` into the options of that run.
+
+    Returns:
+        (words, whether --resume was among them).
+    """
+    words, resumes = [], False
+    words_left = [part for word in argv for part in split_option(word)]
+    while words_left:
+        word = words_left.pop(0)
+        if word in ("--config", "--resume"):
+            if not words_left:
+                raise ValueError(f"{word} needs a value")
+            value = words_left.pop(0)
+            if word == "--resume":
+                resumes = True
+                words += ["--config", str(run_config(value)), "--out", value]
+            else:
+                words += ["--config", str(recipe_or_file(value))]
+        else:
+            words.append(word)
+    return words, resumes
+
+
+def split_option(word):
+    """--config=FILE as two words."""
+    name, equals, value = word.partition("=")
+    return [name, value] if equals and name in ("--config", "--resume") else [word]
+
+
+def run_config(run):
+    """The config.yaml of a run folder."""
+    file = Path(run, "config.yaml")
+    if not file.is_file():
+        raise ValueError(f"{run} is no run folder: it holds no config.yaml")
+    return file
+
+
+def recipe_or_file(value):
+    """A file as it stands, or the recipe of that name."""
+    if not Path(value).exists() and value in registry.recipes():
+        return registry.recipe(value)
+    return value
+
+
+def method_in_file(words):
+    """The `method:` of the first --config among the words."""
+    if "--config" not in words:
+        raise ValueError(f"no method was named; known: {', '.join(registry.methods())}")
+    file = Path(words[words.index("--config") + 1])
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or "method" not in content:
+        raise ValueError(f"{file} names no method: it needs a line like `method: simclr`")
+    return content["method"]
+
+
+def parse(parser, words):
+    """Parse, and name the nearest option where one is unknown."""
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        unknown = re.search(r"unrecognized arguments: --([\w.]+)", str(error))
+        if not unknown:
+            raise
+        known = [name.lstrip("-") for name in parser._option_string_actions]
+        raise registry.UnknownName("option", unknown[1], known) from error
