@@ -4,7 +4,6 @@ The options of a method and of the training stand side by side, in one flat YAML
 command line; the later one wins. `method:` in a file is the method's name.
 """
 
-import difflib
 import re
 from argparse import SUPPRESS, ArgumentError
 from dataclasses import dataclass, fields
@@ -113,9 +112,11 @@ def run_config(run):
 
 def recipe_or_file(value):
     """A file as it stands, or the recipe of that name."""
-    if not Path(value).exists() and value in registry.recipes():
-        return registry.recipe(value)
-    return value
+    if Path(value).exists():
+        return value
+    if value not in registry.recipes():
+        raise registry.UnknownName("file or recipe", value, registry.recipes())
+    return registry.recipe(value)
 
 
 def method_in_file(words):
@@ -133,12 +134,14 @@ def method_in_file(words):
 
 
 def parse(parser, words):
-    """Parse, and name the nearest option where one is unknown."""
+    """Parse; errors name options as they are typed, and the nearest one where one is unknown."""
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
-        unknown = re.search(r"unrecognized arguments: --([\w.]+)", str(error))
+        message = re.sub(r"<class '(\w+)'>", r"\1", str(error))
+        message = re.sub(r'Parser key "(\w+)":', r"--\1:", message)
+        unknown = re.search(r"unrecognized arguments: --(\w+)|Option '(\w+)' is not", message)
         if not unknown:
-            raise
+            raise ValueError(message) from error
         known = [name.lstrip("-") for name in parser._option_string_actions]
-        raise registry.UnknownName("option", unknown[1], known) from error
+        raise registry.UnknownName("option", unknown[1] or unknown[2], known) from error

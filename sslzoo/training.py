@@ -332,16 +332,19 @@ class Trainer:
         batch = config.batch_size * config.accumulate
         rule = {"linear": f" x {batch} / 256", "sqrt": f" x sqrt({batch} / 256)", "none": ""}
         millions = backbones.count_parameters(self.method.backbone) / 1e6
-        say = self.setup.report.say
-        say(f"{self.setup.about['method']} on {len(data)} images of {data.name}, "
-            f"{config.backbone} of {millions:.2f} M parameters, {self.setup.device} x "
-            f"{self.accelerator.num_processes}, {config.precision}")  # fmt: skip
-        say(f"batch {batch} = {config.batch_size} x {config.accumulate} accumulated; "
-            f"{config.epochs} epochs are {self.total_steps} steps")  # fmt: skip
-        say(f"learning rate {self.peak_lr:.4g} = {config.base_lr:g}{rule[config.lr_rule]} "
+        lines = (
+            f"{self.setup.about['method']} on {len(data)} images of {data.name}; "
+            f"{config.backbone} of {millions:.2f} M parameters; {self.setup.device} x "
+            f"{self.accelerator.num_processes}, {config.precision}",
+            f"batch {batch} = {config.batch_size} x {config.accumulate} accumulated; "
+            f"{config.epochs} epochs are {self.total_steps} steps",
+            f"learning rate {self.peak_lr:.4g} = {config.base_lr:g}{rule[config.lr_rule]} "
             f"({config.lr_rule} rule), {config.warmup_epochs:g} epochs of warm-up, then a cosine "
-            f"to {config.min_lr:g}; {config.optimizer}, weight decay {config.weight_decay:g}")  # fmt: skip
-        say(f"run folder {self.setup.run.path}" + f", from step {self.step}" * bool(self.step))
+            f"to {config.min_lr:g}; {config.optimizer}, weight decay {config.weight_decay:g}",
+            f"run folder {self.setup.run.path}" + f", from step {self.step}" * bool(self.step),
+        )
+        for line in lines:
+            self.setup.report.say(line)
 
 
 def _mix(*counters):

@@ -1,7 +1,9 @@
 """The options that every method shares."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
+
+AT_LEAST_ONE = {"image_size", "epochs", "batch_size", "accumulate", "log_every"}
 
 
 @dataclass
@@ -58,10 +60,8 @@ class TrainingConfig:
     """Epochs between two kNN accuracies in the metrics, for labelled data; 0 is off."""
 
     def __post_init__(self):
-        for name in ("image_size", "epochs", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("base_lr", "min_lr", "warmup_epochs", "weight_decay", "momentum",
-                     "clip_gradient", "workers", "seed", "checkpoint_every", "knn_every"):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 1 if field.name in AT_LEAST_ONE else 0
+            if isinstance(value, (int, float)) and not value >= least:
+                raise ValueError(f"{field.name} must be {least} or more; got {value}")

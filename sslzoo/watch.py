@@ -1,4 +1,4 @@
-"""What is measured at a log step and at the end of a run: metrics, warnings, accuracy, a picture."""
+"""What is measured at a log step and at the end of a run, and what is said about it."""
 
 import math
 
