@@ -75,10 +75,16 @@ class ViewLoader:
         self.steps_per_epoch = int(count) if drop_last else int(np.ceil(count))
         self.wait_seconds = 0.0
         self.labels = None if data.labels is None else data.labels.to(self.device)
-        if data.images is None:
+        if data.images is None or self._shrinks_on_cpu():
             self._make = _MadeByWorkers(self, workers)
         else:
             self._make = _MadeOnDevice(self)
+
+    def _shrinks_on_cpu(self):
+        # Measured: shrinking 224 to 96 image by image takes a fifth of the time of the batched
+        # resampling on a CPU, decoding included.
+        largest = max(self.data.images.shape[-2:])
+        return self.device.type == "cpu" and largest > min(spec.size for spec in self.specs)
 
     def epoch(self, epoch, first_step=0):
         """The batches of an epoch from `first_step` on, as if those before had been consumed."""
@@ -206,11 +212,17 @@ def channel_statistics(data, max_images=2000):
     Sets that are not held in memory are judged by `max_images` of them, evenly spaced.
     """
     if data.images is not None:
-        std, mean = torch.std_mean(data.images.double() / 255, (0, 2, 3), correction=0)
-        return tuple(mean.tolist()), tuple(std.tolist())
-    picked = np.unique(np.linspace(0, len(data) - 1, max_images).astype(int))
-    pixels_ = [data.load(index).flatten(1).double() / 255 for index in picked]
-    count = sum(x.shape[1] for x in pixels_)
-    mean = sum(x.sum(1) for x in pixels_) / count
-    variance = sum(((x - mean[:, None]) ** 2).sum(1) for x in pixels_) / count
-    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+        counts = _histogram(data.images.transpose(0, 1))
+    else:
+        picked = np.unique(np.linspace(0, len(data) - 1, max_images).astype(int))
+        counts = sum(_histogram(data.load(index)) for index in picked)
+    share = counts / counts.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ values
+    std = (share @ values.square() - mean.square()).clamp(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _histogram(images):
+    """How often each value occurs in each channel of uint8 [C, ...]: float64 [C, 256]."""
+    return torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images]).double()

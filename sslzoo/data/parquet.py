@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,8 @@ from sslzoo.data.decoding import decode
 from sslzoo.data.image_data import DataError, check_split, from_source
 
 IMAGE_COLUMNS = ("image", "img")
-SPLIT_WORDS = {"train": "train", "test": "test", "val": "test", "valid": "test",
-               "validation": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}  # fmt: skip
+SPLIT_WORDS = dict.fromkeys(("test", "val", "valid", "validation"), "test")
+SPLIT_WORDS |= {"train": "train", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
 # cifar10-train, train-00000-of-00002-3f5a, validation
 NAME = re.compile(
     rf"^(?:(?P<prefix>.*)[-_.])?(?P<word>{'|'.join(SPLIT_WORDS)})(?:[-_.]\d+[-_]of[-_]\d+.*)?$"
@@ -26,28 +27,32 @@ class EncodedImages:
 
     def __init__(self, column, names, folder):
         self.column = column
-        self.names = names  # how an error or a fingerprint names each row
+        self.names = names  # (file, its first row), to name a row in an error
         self.folder = folder
 
     def __len__(self):
         return len(self.column)
 
     def read(self, index):
-        cell = self.column[index].as_py()
-        path = None
-        if isinstance(cell, dict):
-            cell, path = cell.get("bytes"), cell.get("path")
-        if cell is None and not path:
+        cell = self.cell(index)
+        if cell["bytes"] is None and not cell.get("path"):
             raise DataError(f"{self.name(index)} holds no image")
-        file = io.BytesIO(cell) if cell is not None else self.folder / path
+        outside = cell["bytes"] is None
+        file = self.folder / cell["path"] if outside else io.BytesIO(cell["bytes"])
         return decode(file, self.name(index))
+
+    def cell(self, index):
+        """{"bytes": ..., "path": ...}; a column may also hold the bytes alone."""
+        cell = self.column[index].as_py()
+        return cell if isinstance(cell, dict) else {"bytes": cell}
 
     def name(self, index):
         file, first = next(pair for pair in reversed(self.names) if pair[1] <= index)
         return f"row {index - first} of {file}"
 
     def key(self, index):
-        return f"{self.name(index)} {len(str(self.column[index]))}"
+        cell = self.cell(index)
+        return f"{zlib.crc32(cell['bytes'] or b'')} {cell.get('path')}"
 
 
 def open_parquet(path, split="train", *, label_column=None, memory_limit_mib=1024, **_):
@@ -63,44 +68,50 @@ def open_parquet(path, split="train", *, label_column=None, memory_limit_mib=102
     splits = split_files(path)
     check_split(path, split, splits)
     files = splits[split]
-    table = read_tables(files, label_column)
-    images = image_column(table, files[0])
-    counts = np.cumsum([0] + [pq.read_metadata(file).num_rows for file in files])
-    source = EncodedImages(images, list(zip(files, counts.tolist(), strict=False)), files[0].parent)
-    if len(source) == 0:
-        raise DataError(f"{path} ({split}) holds no rows")
+    tables = [read_columns(file, label_column) for file in files]
+    firsts = np.cumsum([0] + [len(table) for table in tables[:-1]]).tolist()
+    table = pa.concat_tables(tables)
+    images = next(table[name] for name in IMAGE_COLUMNS if name in table.column_names)
+    source = EncodedImages(images, list(zip(files, firsts, strict=True)), files[0].parent)
     labels = label_tensor(table, label_column, files[0])
+    names = None if labels is None else class_names(table.schema, label_column or "label")
     return from_source(
         f"{path}/{split}",
         source,
         memory_limit_mib=memory_limit_mib,
         labels=labels,
-        class_names=None if labels is None else class_names(table.schema, label_column or "label"),
+        class_names=names,
     )
 
 
 def is_parquet(path):
     """Whether a path names Parquet data: a file, a folder holding some, or the start of names."""
     if path.is_dir():
-        return any(path.rglob("*.parquet"))
+        return any(inside(path))
     return path.suffix == ".parquet" or any(path.parent.glob(f"{path.name}[-_.]*.parquet"))
+
+
+def inside(folder):
+    """Parquet files of a folder and its subfolders (`data/`, `train/`), sorted."""
+    return sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
 
 
 def split_files(path):
     """Split -> its files, sorted."""
     if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
+        files = inside(path)
     elif path.suffix == ".parquet":
-        prefix, word = prefix_and_split(path)
-        # A file's sibling is its data set's other split; a name without a split stands alone.
-        siblings = sorted(path.parent.glob("*.parquet")) if word else [path]
-        files = [f for f in siblings if f == path or prefix_and_split(f)[0] == prefix]
+        # The other splits are in files of the same prefix; of its own, the named file alone.
+        prefix, split = prefix_and_split(path)
+        others = sorted(path.parent.glob("*.parquet")) if split else []
+        others = [f for f in others if prefix_and_split(f)[0] == prefix]
+        files = [path] + [f for f in others if prefix_and_split(f)[1] != split]
     else:
         files = sorted(path.parent.glob(f"{path.name}[-_.]*.parquet"))
         files = [f for f in files if prefix_and_split(f)[0] == path.name]
     prefixes = {prefix_and_split(file)[0] for file in files if prefix_and_split(file)[1]}
     if len(prefixes) > 1:
-        known = ", ".join(str(path / (prefix or "")) for prefix in sorted(prefixes, key=str))
+        known = ", ".join(sorted(str(path / (prefix or "")) for prefix in prefixes))
         raise DataError(f"{path} holds several data sets; name one of {known}")
     splits = {}
     for file in files:
@@ -113,26 +124,22 @@ def prefix_and_split(file):
     match = NAME.match(file.stem)
     if match:
         return match["prefix"], SPLIT_WORDS[match["word"]]
-    return file.stem, SPLIT_WORDS.get(file.parent.name)
+    return file.stem, None
 
 
-def read_tables(files, label_column):
-    """The image and label columns of the files, as one table."""
+def read_columns(file, label_column):
+    """The image and label columns of a file."""
     try:
-        columns = pq.read_schema(files[0]).names
+        columns = pq.read_schema(file).names
         wanted = [c for c in (*IMAGE_COLUMNS, label_column or "label") if c in columns]
-        return pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+        table = pq.read_table(file, columns=wanted)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{files[0]} is not a readable Parquet file ({reason})") from error
-
-
-def image_column(table, file):
-    for name in IMAGE_COLUMNS:
-        if name in table.column_names:
-            return table[name].combine_chunks() if table.num_rows == 0 else table[name]
-    columns = ", ".join(pq.read_schema(file).names)
-    raise DataError(f"{file} has no column {' or '.join(IMAGE_COLUMNS)}; it has {columns}")
+        raise DataError(f"{file} is not a readable Parquet file ({reason})") from error
+    if not set(IMAGE_COLUMNS) & set(wanted):
+        names = " or ".join(IMAGE_COLUMNS)
+        raise DataError(f"{file} has no column {names}; it has {', '.join(columns)}")
+    return table
 
 
 def label_tensor(table, label_column, file):
@@ -141,7 +148,8 @@ def label_tensor(table, label_column, file):
     if name not in table.column_names:
         if label_column is None:
             return None
-        raise DataError(f"{file} has no column {name}; it has {pq.read_schema(file).names}")
+        columns = ", ".join(pq.read_schema(file).names)
+        raise DataError(f"{file} has no column {name}; it has {columns}")
     column = table[name]
     if not pa.types.is_integer(column.type) or column.null_count:
         raise DataError(
