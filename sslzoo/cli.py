@@ -120,12 +120,15 @@ def pretrain(chosen):
 
 def evaluate_command(argv):
     """Judge the frozen features of a run."""
-    from sslzoo import judge, options
+    if argv in ([], ["-h"], ["--help"]):
+        print("usage: sslzoo evaluate knn|linear RUN_OR_CHECKPOINT [options]")
+        return 0
+    from sslzoo import evaluate, options
 
     with options_checked():
-        chosen = options.parse_evaluate(argv)
-        for line in judge.evaluate(chosen):
-            print(line)
+        name, path, config = options.parse_evaluate(argv)
+    for metric, value, std in evaluate.evaluate(name, path, config):
+        print(f"{metric}: {evaluate.percent(value, std)}")
     return 0
 
 
@@ -135,7 +138,7 @@ def demo_command(argv):
 
     with options_checked():
         chosen = options.parse_pretrain(["--config", demo.RECIPE, *argv], prog="sslzoo demo")
-    demo.show_table(pretrain(chosen))
+    demo.show(pretrain(chosen))
     return 0
 
 

@@ -5,8 +5,9 @@ command line; the later one wins. `method:` in a file is the method's name.
 """
 
 import re
-from argparse import SUPPRESS, ArgumentError
+from argparse import ArgumentError
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -60,7 +61,7 @@ def parse_pretrain(argv, prog=None):
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file, or the name of a recipe")
-    parser.add_argument("--method", choices=[name], default=name, help=SUPPRESS)
+    parser.add_argument("--method", choices=[name], default=name, help="name in a YAML file")
     parser.add_class_arguments(module.Config)
     parser.add_class_arguments(TrainingConfig)
     parser.set_defaults(module.DEFAULTS)
@@ -133,10 +134,30 @@ def method_in_file(words):
     return content["method"]
 
 
+def parse_evaluate(argv):
+    """(evaluator, run or checkpoint, its options) from a command line."""
+    from sslzoo.evaluate import EVALUATORS
+
+    if not argv or argv[0].startswith("-"):
+        raise ValueError(f"evaluate needs one of {', '.join(EVALUATORS)} and a run folder")
+    name, *words = argv
+    if name not in EVALUATORS:
+        raise registry.UnknownName("evaluator", name, list(EVALUATORS))
+    cls = EVALUATORS[name][0]
+    parser = ArgumentParser(
+        prog=f"sslzoo evaluate {name}", description=cls.__doc__, exit_on_error=False
+    )
+    parser.add_argument("run", help="run folder, backbone.safetensors or checkpoint.pt")
+    parser.add_class_arguments(cls)
+    values = parse(parser, words)
+    return name, values["run"], cls(**{f.name: values[f.name] for f in fields(cls)})
+
+
 def parse(parser, words):
     """Parse; errors name options as they are typed, and the nearest one where one is unknown."""
+    switches = {f"--{a.dest}" for a in parser._actions if getattr(a, "_typehint", None) is bool}
     try:
-        return parser.parse_args(words)
+        return parser.parse_args(list(switched_on(words, switches)))
     except ArgumentError as error:
         message = re.sub(r"<class '(\w+)'>", r"\1", str(error))
         message = re.sub(r'Parser key "(\w+)":', r"--\1:", message)
@@ -145,3 +166,9 @@ def parse(parser, words):
             raise ValueError(message) from error
         known = [name.lstrip("-") for name in parser._option_string_actions]
         raise registry.UnknownName("option", unknown[1] or unknown[2], known) from error
+
+
+def switched_on(words, switches):
+    """A switch without a value is on: --download means --download=true."""
+    for word, following in pairwise([*words, "--"]):
+        yield f"{word}=true" if word in switches and following.startswith("--") else word

@@ -89,8 +89,15 @@ def set_up(name, method_config, config, console=None):
     )
     data = open_data(config.data, download=config.download)
     mean, std = channel_statistics(data)
-    about = dict(method=name, backbone=config.backbone, image_size=config.image_size,
-                 channels=data.channels, mean=list(mean), std=list(std))  # fmt: skip
+    about = {
+        "method": name,
+        "data": config.data,
+        "backbone": config.backbone,
+        "image_size": config.image_size,
+        "channels": data.channels,
+        "mean": list(mean),
+        "std": list(std),
+    }
     specs = module.views(method_config, config.image_size)
     loader = ViewLoader(
         data,
