@@ -24,7 +24,8 @@ class Report:
 
     def warn(self, text):
         if self.console is not None:
-            self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+            self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False,
+                               soft_wrap=True)  # fmt: skip
 
     @contextmanager
     def bar(self, total, done):

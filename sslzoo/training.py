@@ -87,7 +87,8 @@ def set_up(name, method_config, config, console=None):
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         gradient_accumulation_steps=config.accumulate,
     )
-    data = open_data(config.data, download=config.download)
+    with accelerator.local_main_process_first():  # one process downloads, the others find it
+        data = open_data(config.data, download=config.download)
     mean, std = channel_statistics(data)
     about = {
         "method": name,

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -20,11 +22,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from sslzoo import registry, run_folder
+from sslzoo.evaluation import knn_accuracy
 from sslzoo.methods.simclr import Config
 from sslzoo.run_folder import RunFolderError, free_path, load_backbone
 from sslzoo.training import Interrupted, TrainingError, set_up, train
 from sslzoo.training_config import TrainingConfig
-from sslzoo.watch import collapse_warning
+from sslzoo.watch import Watch, collapse_warning
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS_PER_EPOCH = 4
@@ -340,3 +343,50 @@ def test_knn_accuracy_is_logged_by_the_epoch(tmp_path):
     accuracy = [r["knn_accuracy"] for r in rows(folder)]
     assert [bool(a) for a in accuracy] == [False, True, False, True]
     assert 0.5 < float(accuracy[-1]) <= 1
+
+
+@pytest.mark.slow
+def test_five_epochs_on_photographs_raise_the_knn_accuracy(tmp_path):
+    """Specification, discriminating test 6: 10,000 CIFAR-10 images, more than 10 points."""
+    source = ROOT.parent / "shared" / "data"
+    if not (source / "cifar10-train.parquet").exists():
+        pytest.skip(f"needs {source}/cifar10-train.parquet")
+    for split, count in (("train", 10_000), ("test", 2_000)):
+        table = pq.read_table(source / f"cifar10-{split}.parquet").slice(0, count)
+        pq.write_table(table, tmp_path / f"cifar-{split}.parquet")
+    on_gpu = torch.cuda.is_available()
+    config = TrainingConfig(
+        data=str(tmp_path / "cifar"), out=str(tmp_path / "run"), epochs=5, warmup_epochs=1,
+        backbone="resnet18" if on_gpu else "convnet4", image_size=32 if on_gpu else 16,
+        base_lr=0.12, weight_decay=5e-4,
+    )  # fmt: skip
+    setup = set_up("simclr", Config(), config)
+    watch = Watch(setup)
+
+    def knn():
+        sets = (*watch.features(setup.data), *watch.features(watch.test_data()))
+        return knn_accuracy(*sets, k=20).top1[20]
+
+    before = knn()
+    train(setup)
+    assert knn() > before + 0.1
+    assert float(rows(setup.run)[-1]["loss"]) < 5.5
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_weights_of_one(images, tmp_path):
+    words = ["pretrain", "simclr", "--data", str(images), "--backbone", "vit_tiny_p4",
+             "--image_size", "8", "--epochs", "2", "--batch_size", "8", "--head_bn", "false",
+             "--warmup_epochs", "0", "--base_lr", "0.3", "--device", "cpu"]  # fmt: skip
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "sslzoo"]
+    for name, module in (("one", ["sslzoo"]), ("two", launch)):
+        subprocess.run(
+            [sys.executable, "-m", *module, *words, "--out", str(tmp_path / name)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True, check=True, timeout=300,
+        )  # fmt: skip
+    one, two = (
+        tensors(state(run_folder.RunFolder(tmp_path / n))["method"]) for n in ("one", "two")
+    )
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-6)
