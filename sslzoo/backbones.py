@@ -11,7 +11,6 @@ two exceptions, both at small image sizes, where timm has no such model:
 import difflib
 
 import timm
-import torch
 from timm.layers import global_pool_nlc
 from torch import nn
 
@@ -68,9 +67,8 @@ def vit_p4(embed_dim, num_heads):
                 f"image_size {image_size} is no multiple of the patch size {patch_size}"
             )
         sizes = dict(img_size=image_size, patch_size=patch_size, in_chans=channels)
-        return timm.models.VisionTransformer(
-            **sizes, embed_dim=embed_dim, num_heads=num_heads, depth=12, num_classes=0, **options
-        )
+        options = dict(embed_dim=embed_dim, num_heads=num_heads, depth=12, num_classes=0) | options
+        return timm.models.VisionTransformer(**sizes, **options)
 
     return build_vit
 
@@ -173,8 +171,3 @@ def pool(activations, num_prefix_tokens):
 def count_parameters(model):
     """Number of trainable values."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def image_batch(channels, image_size):
-    """A batch of two black images, to try an encoder on."""
-    return torch.zeros(2, channels, image_size, image_size)

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from sslzoo import pixels
+from sslzoo.counter_random import stream_keys
 from sslzoo.data import DataError
-from sslzoo.views import apply_cropped_views, apply_views, draw_parameters, stream_keys
+from sslzoo.views import apply_cropped_views, apply_views, draw_parameters
 
 
 class Batch(NamedTuple):
@@ -35,7 +36,8 @@ class ViewLoader:
         device: where the views are made.
         workers: processes that decode and crop images that are not held in memory; 0 is none.
         rank, world_size: this process and their number.
-        drop_last: leave out the last batch if it is smaller.
+        drop_last: leave out the last batch if it is smaller; one with fewer samples than
+            processes is always left out.
 
     Attributes:
         steps_per_epoch: number of batches.
@@ -71,8 +73,8 @@ class ViewLoader:
         self.data, self.specs, self.seed = data, list(specs), seed
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.device = torch.device(device)
-        count = len(data) / batch_size
-        self.steps_per_epoch = int(count) if drop_last else int(np.ceil(count))
+        self.steps_per_epoch, rest = divmod(len(data), batch_size)
+        self.steps_per_epoch += not drop_last and rest >= world_size
         self.wait_seconds = 0.0
         self.labels = None if data.labels is None else data.labels.to(self.device)
         if data.images is None or self._shrinks_on_cpu():

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sslzoo import pixels
+from sslzoo.counter_random import Uniform, stream_keys
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_ATTEMPTS = 10
@@ -66,16 +67,23 @@ class ViewSpec:
 
     def __post_init__(self):
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, 0 to 1; got {getattr(self, name)}")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale must rise within (0, 1]; got {self.crop_scale}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio must rise above 0; got {self.crop_ratio}")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue must be 0 to 0.5; got {self.hue}")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation: bilinear or bicubic; got {self.interpolation!r}")
+            self._check(name, 0 <= getattr(self, name) <= 1, "a probability, 0 to 1")
+        for name in ("brightness", "contrast", "saturation", "rotate", "translate", "shear"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name, most in (("crop_scale", 1), ("crop_ratio", float("inf"))):
+            low, high = getattr(self, name)
+            self._check(name, 0 < low <= high <= most, f"rising, above 0, at most {most}")
+        self._check("blur_sigma", 0 <= self.blur_sigma[0] <= self.blur_sigma[1], "rising from 0")
+        self._check("hue", 0 <= self.hue <= 0.5, "0 to 0.5 turns")
+        self._check("size", self.size >= 1, "1 pixel or more")
+        is_odd = self.blur_kernel == 0 or self.blur_kernel % 2 == 1
+        self._check("blur_kernel", is_odd, "odd, or 0 for size / 10")
+        is_known = self.interpolation in ("bilinear", "bicubic")
+        self._check("interpolation", is_known, "bilinear or bicubic")
+
+    def _check(self, name, is_good, expected):
+        if not is_good:
+            raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}")
 
     @property
     def is_affine(self):
@@ -87,42 +95,6 @@ class ViewSpec:
         """Whether the colour jitter can change anything."""
         strengths = self.brightness, self.contrast, self.saturation, self.hue
         return bool(self.jitter and any(strengths))
-
-
-def mix64(x):
-    """Finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection of uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def stream_keys(*counters):
-    """One uint64 for each sample, from integers or int64 arrays, by splitmix64 chained."""
-    with np.errstate(over="ignore"):
-        key = np.zeros(1, np.uint64)
-        for counter in counters:
-            counter = np.asarray(counter, dtype=np.int64).astype(np.uint64)
-            key = mix64(key + np.uint64(0x9E3779B97F4A7C15) + mix64(counter))
-        return key
-
-
-class Uniform:
-    """A stream of uniform numbers for each sample: the n-th number of key k is splitmix64(k, n)."""
-
-    def __init__(self, keys):
-        self.keys = keys
-        self.drawn = 0
-
-    def __call__(self, columns=None, low=0.0, high=1.0):
-        """float64 [B] or [B, columns] in [low, high)."""
-        n = 1 if columns is None else columns
-        steps = np.arange(self.drawn + 1, self.drawn + 1 + n, dtype=np.uint64)
-        self.drawn += n
-        with np.errstate(over="ignore"):
-            bits = mix64(self.keys[:, None] + steps * np.uint64(0x9E3779B97F4A7C15))
-        u = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        u = low + (high - low) * u
-        return u[:, 0] if columns is None else u
 
 
 def draw_parameters(spec, seed, epoch, indices, view, height, width):
@@ -183,12 +155,16 @@ def _crops(spec, uniform, height, width):
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(1)[:, None]
     w, h = np.take_along_axis(w, first, 1), np.take_along_axis(h, first, 1)
+    place = uniform(2)
+    top = np.floor(place[:, :1] * (height - h + 1))
+    left = np.floor(place[:, 1:] * (width - w + 1))
 
-    whole = np.clip(width / height, *spec.crop_ratio)  # the fallback keeps all it can
-    w = np.where(fits.any(1, keepdims=True), w, np.rint(np.minimum(width, height * whole)))
-    h = np.where(fits.any(1, keepdims=True), h, np.rint(np.minimum(height, width / whole)))
-    place = np.where(fits.any(1, keepdims=True), uniform(2), 0.5)
-    top, left = np.floor(place[:, :1] * (height - h + 1)), np.floor(place[:, 1:] * (width - w + 1))
+    none_fits = ~fits.any(1, keepdims=True)
+    nearest = np.clip(width / height, *spec.crop_ratio)
+    w = np.where(none_fits, np.rint(np.minimum(width, height * nearest)), w)
+    h = np.where(none_fits, np.rint(np.minimum(height, width / nearest)), h)
+    top = np.where(none_fits, (height - h) // 2, top)
+    left = np.where(none_fits, (width - w) // 2, left)
     return np.concatenate([top, left, h, w], 1)
 
 

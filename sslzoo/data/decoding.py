@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 from sslzoo.data.image_data import DataError
 
 # What Pillow raises on damaged files, by format.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError,
-          struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+          Image.DecompressionBombError)  # fmt: skip
 
 
 def decode(file, where):

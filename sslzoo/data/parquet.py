@@ -88,7 +88,9 @@ def is_parquet(path):
     """Whether a path names Parquet data: a file, a folder holding some, or the start of names."""
     if path.is_dir():
         return any(inside(path))
-    return path.suffix == ".parquet" or any(path.parent.glob(f"{path.name}[-_.]*.parquet"))
+    return (path.suffix == ".parquet" and path.is_file()) or any(
+        path.parent.glob(f"{path.name}[-_.]*.parquet")
+    )
 
 
 def inside(folder):
@@ -156,7 +158,12 @@ def label_tensor(table, label_column, file):
             f"column {name} of {file} must hold integers; it is {column.type} with "
             f"{column.null_count} empty cells"
         )
-    return torch.from_numpy(column.to_numpy().astype(np.int64))
+    labels = torch.from_numpy(column.to_numpy().astype(np.int64))
+    if (labels < 0).all():  # how the Hugging Face hub marks withheld labels
+        return None
+    if (labels < 0).any():
+        raise DataError(f"column {name} of {file} has negative labels beside others")
+    return labels
 
 
 def class_names(schema, label_column):

@@ -3,13 +3,14 @@
 import torch
 from torch.utils.data import DataLoader
 
+from sslzoo import backbones
 from sslzoo.data import DataError
 from sslzoo.pixels import centre_view
 from sslzoo.views import normalise
 
 
 @torch.no_grad()
-def extract(backbone, data, size, mean, std, device="cpu", batch_size=256, workers=0):
+def extract(backbone, data, size, mean, std, device="cpu", batch_size=256, workers=0, layer=None):
     """Features of every image under the evaluation view, without augmentation.
 
     The encoder runs in eval mode, so its buffers do not change, and returns to its mode after.
@@ -22,6 +23,7 @@ def extract(backbone, data, size, mean, std, device="cpu", batch_size=256, worke
         device: where the encoder is.
         batch_size: images at a time.
         workers: processes that decode images that are not held in memory.
+        layer: name of a submodule whose output is taken instead; see `backbones.features`.
 
     Returns:
         (features float32 [N, d], labels int64 [N] or None), on the CPU.
@@ -30,13 +32,12 @@ def extract(backbone, data, size, mean, std, device="cpu", batch_size=256, worke
     backbone.eval()
     try:
         views = evaluation_views(data, size, batch_size, workers)
-        features = torch.cat([
-            backbone(normalise(x.to(device).float() / 255, mean, std)).float().cpu() for x in views
-        ])  # fmt: skip
+        inputs = (normalise(x.to(device).float() / 255, mean, std) for x in views)
+        rows = [backbones.features(backbone, x, layer).float().cpu() for x in inputs]
     finally:
         for module, training in modes.items():
             module.training = training
-    return features, data.labels
+    return torch.cat(rows), data.labels
 
 
 def evaluation_views(data, size, batch_size, workers=0):

@@ -20,8 +20,9 @@ class KNNResult(NamedTuple):
 
 @torch.no_grad()
 def knn_accuracy(
-    train_features, train_labels, test_features, test_labels, k=(20, 200), temperature=0.07
-):
+    train_features, train_labels, test_features, test_labels, k=(20, 200), temperature=0.07, *,
+    leave_one_out=False,
+):  # fmt: skip
     """Weighted k-nearest-neighbour classification of normalised features.
 
     A test sample's k most similar training samples by cosine vote for their classes with weight
@@ -32,6 +33,7 @@ def knn_accuracy(
         test_features: [M, d]; test_labels: int64 [M].
         k: number of neighbours, or several; those above N are taken as N.
         temperature: > 0.
+        leave_one_out: test and training samples are the same; none is its own neighbour.
 
     Returns:
         KNNResult: `.top1[k]` and `.top5[k]`.
@@ -53,21 +55,21 @@ def knn_accuracy(
     check_labels(train_labels, test_labels)
     ks = (k,) if isinstance(k, int) else tuple(k)
     classes = int(max(train_labels.max(), test_labels.max())) + 1
-    train = F.normalize(train_features.float(), dim=-1)
-    N = len(train)
+    train, test = (F.normalize(x.float(), dim=-1) for x in (train_features, test_features))
+    N, M = len(train), len(test)
     chunk = max(1, CHUNK_BYTES // (4 * N))
     right1, right5 = dict.fromkeys(ks, 0), dict.fromkeys(ks, 0)
-    chunks = zip(test_features.split(chunk), test_labels.split(chunk), strict=True)
-    for features, labels in chunks:
-        similarity = F.normalize(features.float(), dim=-1) @ train.T
-        nearest, rows = similarity.topk(min(max(ks), N), dim=1)
+    for start in range(0, M, chunk):
+        similarity = test[start : start + chunk] @ train.T
+        if leave_one_out:
+            similarity.diagonal(start).fill_(-torch.inf)
+        nearest, rows = similarity.topk(min(max(ks), N - leave_one_out), dim=1)
+        labels = test_labels[start : start + chunk, None]
         for n in ks:
             score = votes(nearest[:, :n], train_labels[rows[:, :n]], classes, temperature)
             ranked = score.sort(dim=1, descending=True, stable=True).indices
-            hit = ranked[:, :5] == labels[:, None]
-            right1[n] += hit[:, 0].sum().item()
-            right5[n] += hit.sum().item()
-    M = len(test_labels)
+            right1[n] += (ranked[:, :1] == labels).sum().item()
+            right5[n] += (ranked[:, :5] == labels).sum().item()
     return KNNResult({n: right1[n] / M for n in ks}, {n: right5[n] / M for n in ks}, temperature)
 
 
