@@ -90,6 +90,10 @@ def set_up(name, method_config, config, console=None):
     with accelerator.local_main_process_first():  # one process downloads, the others find it
         data = open_data(config.data, download=config.download)
     mean, std = channel_statistics(data)
+    views = [replace(view, mean=mean, std=std)
+             for view in module.views(method_config, config.image_size)]  # fmt: skip
+    loader = make_loader(data, views, config, accelerator)
+    method = make_method(module, method_config, config, data.channels, accelerator)
     about = {
         "method": name,
         "data": config.data,
@@ -99,10 +103,17 @@ def set_up(name, method_config, config, console=None):
         "mean": list(mean),
         "std": list(std),
     }
-    specs = module.views(method_config, config.image_size)
+    options = plain({"method": name, **asdict(config), **asdict(method_config)})
+    run = RunFolder(config.out or free_path(name, config.data))
+    report = Report(console if accelerator.is_main_process else None)
+    return Setup(config, options, accelerator, data, method, loader, about, run, report)
+
+
+def make_loader(data, views, config, accelerator):
+    """The batches of this process."""
     loader = ViewLoader(
         data,
-        [replace(spec, mean=mean, std=std) for spec in specs],
+        views,
         batch_size=config.batch_size,
         seed=config.seed,
         device=accelerator.device,
@@ -110,18 +121,21 @@ def set_up(name, method_config, config, console=None):
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
+    batches = config.epochs * loader.steps_per_epoch
+    if batches < config.accumulate:
+        raise ValueError(f"accumulate {config.accumulate} exceeds the {batches} batches of the run")
+    return loader
+
+
+def make_method(module, method_config, config, channels, accelerator):
+    """The method with random weights, the same in every process."""
     torch.manual_seed(config.seed)
-    backbone = backbones.build(
-        config.backbone, image_size=config.image_size, channels=data.channels
-    )
-    method = registry.method_class(module)(backbone, method_config).to(accelerator.device)
+    backbone = backbones.build(config.backbone, image_size=config.image_size, channels=channels)
+    method = registry.method_class(module)(backbone, method_config)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Statistics of one process would tell the network which views belong together.
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    options = plain({"method": name, **asdict(config), **asdict(method_config)})
-    run = RunFolder(config.out or free_path(name, config.data))
-    report = Report(console if accelerator.is_main_process else None)
-    return Setup(config, options, accelerator, data, method, loader, about, run, report)
+    return method.to(accelerator.device)
 
 
 def train(setup, *, resume=False):

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -295,16 +296,22 @@ def test_a_collapsed_run_warns_once(images, tmp_path):
     assert "learning rate 0.01 = 0.64 x 4 / 256 (linear rule)" in text
 
 
-def test_bf16_keeps_weights_in_float32(images, tmp_path):
-    answer = subprocess.run(
-        [sys.executable, "-m", "sslzoo", "pretrain", "simclr", "--data", str(images), "--out",
-         str(tmp_path / "run"), "--precision", "bf16", "--backbone", "convnet4", "--image_size",
-         "8", "--epochs", "1", "--batch_size", "4"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    weights = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["method"]
-    assert all(w.dtype != torch.bfloat16 for w in weights.values())
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate keeps one precision per process; forget it before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_bf16_keeps_weights_in_float32(images, tmp_path, fresh_accelerator):
+    seen = []
+    setup = set_up("simclr", Config(), options(images, tmp_path / "run", precision="bf16"))
+    setup.method.backbone.blocks[0][0].register_forward_hook(lambda m, x, y: seen.append(y.dtype))
+    run_ = train(setup)
+    assert seen[0] == torch.bfloat16
+    assert all(w.dtype != torch.bfloat16 for w in state(run_)["method"].values())
+    assert math.isfinite(float(rows(run_)[-1]["loss"]))
 
 
 @pytest.mark.parametrize("field, value", [("epochs", 0), ("batch_size", 0), ("base_lr", -1.0),
@@ -346,13 +353,10 @@ def test_knn_accuracy_is_logged_by_the_epoch(tmp_path):
 
 
 @pytest.mark.slow
-def test_five_epochs_on_photographs_raise_the_knn_accuracy(tmp_path):
+def test_five_epochs_on_photographs_raise_the_knn_accuracy(shared_data, tmp_path):
     """Specification, discriminating test 6: 10,000 CIFAR-10 images, more than 10 points."""
-    source = ROOT.parent / "shared" / "data"
-    if not (source / "cifar10-train.parquet").exists():
-        pytest.skip(f"needs {source}/cifar10-train.parquet")
     for split, count in (("train", 10_000), ("test", 2_000)):
-        table = pq.read_table(source / f"cifar10-{split}.parquet").slice(0, count)
+        table = pq.read_table(shared_data / f"cifar10-{split}.parquet").slice(0, count)
         pq.write_table(table, tmp_path / f"cifar-{split}.parquet")
     on_gpu = torch.cuda.is_available()
     config = TrainingConfig(
