@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 
 @pytest.fixture(scope="session")
@@ -15,10 +16,14 @@ def shared_data():
     pytest.skip("no folder shared/data with real images beside the repository")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Threads wait for one another on busy machines; tensors this small gain nothing from them."""
+    """Threads wait for one another on busy machines; tensors this small gain nothing from them.
+
+    For a module, not a test: what a module's fixtures train must have the bits of its tests.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)
