@@ -1,13 +1,10 @@
-"""What the CPU backends share: what they run, how they hand tensors to C++, how they differentiate."""
+"""What the CPU backends share: what they run, how tensors reach C++, what has no derivative."""
 
 import torch
 
-# Scores of unit rows lie within 2 / T of each other. Below this spread exp needs no running maximum:
-# sums of 2^20 terms of exp(60) stay far inside float32.
+# Scores of unit rows lie within 2 / T of each other. Below this spread exp needs no running
+# maximum: sums of 2^20 terms of exp(60) stay far inside float32.
 LARGEST_SPREAD = 60.0
-
-# Rows of a block of scores (csrc/cpu/tiles.h holds the largest).
-LARGEST_BLOCK = 256
 
 
 def why_not_cpu(tensor):
@@ -38,11 +35,8 @@ def scale_and_bounded(temperature, unit):
 
 
 def block_rows(rows):
-    """Rows of a block: small enough that every thread has several blocks, at most the largest."""
-    block = LARGEST_BLOCK
-    while block > 32 and rows < 4 * torch.get_num_threads() * block:
-        block //= 2
-    return block
+    """Rows of a block: four blocks for every thread, for balance with few waits for each other."""
+    return max(32, rows // (4 * torch.get_num_threads()) // 32 * 32)
 
 
 def needs_grad(tensor):

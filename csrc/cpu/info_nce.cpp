@@ -80,16 +80,16 @@ void info_nce_backward_keys(const float* q, const float* key, int64_t B, int64_t
       factor[i] = g_N[i] * std::expm1(-loss_N[i]);
     }
     Buffer weighted_q(padded(N) * padded(D)), along(padded(M) * padded(D), 0.0f);
-    pack_along(q_ND, nullptr, g_N, N, D, 0, padded(N) / kPanel, weighted_q.data(),
-               padded(N) * kPanel);
+    pack_panels(q_ND, nullptr, g_N, N, D, 0, padded(N) / kPanel, nullptr, weighted_q.data(),
+                padded(N) * kPanel);
     parallel_for(p.chunks(), 1, inner, [&](int64_t begin, int64_t end) {
       alignas(64) float P[kTileSize];
       float ignored[kTileRows] = {};
       Buffer across(kTileColumns * D);
       for (int64_t c = begin; c < end; ++c) {
         const int64_t columns = p.columns_of(c), j0 = c * kTileColumns;
-        pack_across(key_MD + j0 * D, nullptr, columns, D, 0, padded(columns) / kPanel,
-                    across.data());
+        pack_panels(key_MD + j0 * D, nullptr, nullptr, columns, D, 0, padded(columns) / kPanel,
+                    across.data(), nullptr, 0);
         for (int64_t i = 0; i < N; i += kTileRows) {
           const int64_t rows = std::min(kTileRows, N - i);
           p.make_scores(i, rows, across.data(), c, P);
@@ -112,9 +112,9 @@ static void over_square(int64_t N, int64_t block, int threads, const Tile& tile)
   for (int64_t round = 0; round < blocks; ++round)
     parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
       for (int64_t I = begin; I < end; ++I) {
-        const int64_t j0 = (I + round) % blocks * block, j1 = std::min(j0 + block, N);
-        TwoSided::in_tiles(I * block, std::min((I + 1) * block, N),
-                           [&](int64_t i0, int64_t i1) { tile(i0, i1, j0, j1); });
+        const int64_t J = (I + round) % blocks;
+        in_tiles(I * block, std::min((I + 1) * block, N), J * block,
+                 std::min((J + 1) * block, N), tile);
       }
     });
 }

@@ -104,8 +104,8 @@ class Strip {
           const double above = static_cast<double>(chunk_shift_[c * height_ + r]) - positive_[r];
           weight[r] = static_cast<float>(std::exp(above * p_.scale - loss_[r]));
         }
-        pack_along(q + i0_ * p_.D, nullptr, weight.data(), rows_, p_.D, 0, padded(rows_) / kPanel,
-                   weighted_q.data(), stride);
+        pack_panels(q + i0_ * p_.D, nullptr, weight.data(), rows_, p_.D, 0, padded(rows_) / kPanel,
+                    nullptr, weighted_q.data(), stride);
         for (int64_t r = 0; r < rows_; r += kTileRows)
           p_.kernels.add_transposed_product(
               &exponentials_[(c * height_ + r) * kTileStride], std::min(kTileRows, rows_ - r),
@@ -140,9 +140,8 @@ class Strip {
     const int64_t columns = p_.columns_of(c), panels = padded(columns) / kPanel;
     const float* key = key_ + c * kTileColumns * p_.D;
     const float* norm = key_norm_ ? key_norm_ + c * kTileColumns : nullptr;
-    pack_across(key, norm, columns, p_.D, 0, panels, across);
-    if (want_dq_)
-      pack_along(key, norm, nullptr, columns, p_.D, 0, panels, along, kTileColumns * kPanel);
+    pack_panels(key, norm, nullptr, columns, p_.D, 0, panels, across, want_dq_ ? along : nullptr,
+                kTileColumns * kPanel);
   }
 
   void sum_chunk(Split& split, int64_t c, const float* across, const float* along,

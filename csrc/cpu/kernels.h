@@ -6,7 +6,7 @@
 namespace sslops {
 
 // NT-Xent. z [R, D], R = 2N -> loss [R], positive [R] (<z_i, z_p>, not divided by T), rank [R] or
-// null. block: rows of a block of the triangle, a multiple of 32, at most 256.
+// null. block: rows of a block of the triangle, the piece of a thread; a multiple of 32.
 void nt_xent_forward(const float* z, int64_t R, int64_t D, float scale, bool bounded, int64_t block,
                      int threads, float* loss, float* positive, int64_t* rank);
 // What the forward pass took and returned, upstream [R] = dL/dloss -> dz [R, D].
@@ -18,7 +18,7 @@ void nt_xent_backward(const float* z, int64_t R, int64_t D, float scale, bool bo
 // row i, or positive_key [B, N, D] is given and the offset meets no key; key i + exclude_offset is no
 // candidate. key_norm [B, M] or null divides the keys. -> loss [B, N], positive [B, N] (<q_i, k_+>),
 // rank [B, N] or null, and with upstream gradient 1: dq [B, N, D] or null, dk [B, M, D] or null.
-// height: rows of a strip, a multiple of 64 (or of 32 below).
+// height: rows of a strip, a multiple of 32.
 void info_nce_forward(const float* q, const float* positive_key, const float* key,
                       const float* key_norm, int64_t B, int64_t N, int64_t M, int64_t D,
                       int64_t positive_offset, int64_t exclude_offset, float scale, bool bounded,

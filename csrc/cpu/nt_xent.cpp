@@ -5,6 +5,8 @@
 //
 // Scores and exponentials of half the matrix, twice: 4 (2N)^2 D FLOP in all, against 6 (2N)^2 D of
 // three products.
+#include <algorithm>
+
 #include "cpu/kernels.h"
 #include "cpu/two_sided.h"
 
@@ -30,26 +32,19 @@ static void parallel_pairs(int64_t blocks, int threads, const Body& body) {
 template <typename Tile>
 static void over_triangle(int64_t R, int64_t block, int threads, const Tile& tile) {
   const int64_t blocks = (R + block - 1) / block;
-  const auto end_of = [&](int64_t first, int64_t size) {
-    return first + size < R ? first + size : R;
-  };
-  const auto rectangle = [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool rows_only) {
-    TwoSided::in_tiles(i0, i1, [&](int64_t a, int64_t b) { tile(a, b, j0, j1, rows_only); });
-  };
-  // Blocks on the diagonal: a triangle of smaller blocks, each by one thread.
-  const int64_t small = block < kTileRows ? block : kTileRows;
+  // Blocks on the diagonal: a triangle of tiles, each block by one thread.
   parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * block; first < end_of(0, end * block); first += block) {
-      const int64_t stop = end_of(first, block);
-      for (int64_t i = first; i < stop; i += small) {
-        const int64_t i1 = i + small < stop ? i + small : stop;
-        rectangle(i, i1, i, i1, true);
-        if (i1 < stop) rectangle(i, i1, i1, stop, false);
+    for (int64_t I = begin; I < end; ++I)
+      for (int64_t i0 = I * block; i0 < std::min((I + 1) * block, R); i0 += kTileRows) {
+        const int64_t i1 = std::min({i0 + kTileRows, (I + 1) * block, R});
+        tile(i0, i1, i0, i1, true);
+        in_tiles(i0, i1, i1, std::min((I + 1) * block, R),
+                 [&](int64_t a, int64_t b, int64_t c, int64_t d) { tile(a, b, c, d, false); });
       }
-    }
   });
   parallel_pairs(blocks, threads, [&](int64_t I, int64_t J) {
-    rectangle(I * block, end_of(I * block, block), J * block, end_of(J * block, block), false);
+    in_tiles(I * block, (I + 1) * block, J * block, std::min((J + 1) * block, R),
+             [&](int64_t a, int64_t b, int64_t c, int64_t d) { tile(a, b, c, d, false); });
   });
 }
 

@@ -98,26 +98,24 @@ const char* select_tile_kernels(const char* name) {
   return tile_kernels().name;
 }
 
-void pack_across(const float* x, const float* norm, int64_t R, int64_t D, int64_t first,
-                 int64_t last, float* across) {
-  for (int64_t p = first; p < last; ++p, across += D * kPanel)
-    for (int64_t r = 0; r < kPanel; ++r) {
-      const int64_t row = p * kPanel + r;
-      const float divisor = norm && row < R ? norm[row] : 1.0f;
-      for (int64_t d = 0; d < D; ++d)
-        across[d * kPanel + r] = row < R ? x[row * D + d] / divisor : 0.0f;
-    }
-}
-
-void pack_along(const float* x, const float* norm, const float* factor, int64_t R, int64_t D,
-                int64_t first, int64_t last, float* along, int64_t along_stride) {
+void pack_panels(const float* x, const float* norm, const float* factor, int64_t R, int64_t D,
+                 int64_t first, int64_t last, float* across, float* along, int64_t along_stride) {
   for (int64_t row = first * kPanel; row < last * kPanel; ++row) {
-    const float divisor = norm && row < R ? norm[row] : 1.0f;
-    const float multiplier = factor && row < R ? factor[row] : 1.0f;
-    float* to = along + (row - first * kPanel) * kPanel;
-    for (int64_t d = 0; d < padded(D); ++d)
-      to[d / kPanel * along_stride + d % kPanel] =
-          row < R && d < D ? x[row * D + d] / divisor * multiplier : 0.0f;
+    const int64_t r = row % kPanel, from_first = row - first * kPanel;
+    for (int64_t d0 = 0; d0 < D; d0 += kPanel) {
+      float piece[kPanel] = {};
+      const int64_t width = row >= R ? 0 : D - d0 < kPanel ? D - d0 : kPanel;
+      if (width) memcpy(piece, x + row * D + d0, sizeof(float) * width);
+      if (norm && width)
+        for (float& value : piece) value /= norm[row];
+      if (factor && width)
+        for (float& value : piece) value *= factor[row];
+      if (along)
+        memcpy(along + d0 / kPanel * along_stride + from_first * kPanel, piece, sizeof piece);
+      if (!across) continue;
+      float* column = across + (from_first - r) * D + d0 * kPanel + r;
+      for (int64_t d = 0; d < kPanel && d < D - d0; ++d) column[d * kPanel] = piece[d];
+    }
   }
 }
 
@@ -127,10 +125,9 @@ Rows pack(const float* x, const float* norm, int64_t R, int64_t D, bool with_alo
   rows.across = Buffer(rows.R_pad * D);
   if (with_along) rows.along = Buffer(rows.R_pad * padded(D));
   parallel_for(rows.R_pad / kPanel, 8, threads, [&](int64_t first, int64_t last) {
-    pack_across(x, norm, R, D, first, last, rows.across.data() + first * kPanel * D);
-    if (with_along)
-      pack_along(x, norm, nullptr, R, D, first, last, rows.along.data() + first * kPanel * kPanel,
-                 rows.along_stride());
+    pack_panels(x, norm, nullptr, R, D, first, last, rows.across.data() + first * kPanel * D,
+                with_along ? rows.along.data() + first * kPanel * kPanel : nullptr,
+                rows.along_stride());
   });
   return rows;
 }
@@ -139,8 +136,10 @@ void unpack(const float* along, int64_t along_stride, int64_t R, int64_t D, floa
             int threads) {
   parallel_for(R, 256, threads, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r)
-      for (int64_t d = 0; d < D; ++d)
-        out[r * D + d] = scale * along[d / kPanel * along_stride + r * kPanel + d % kPanel];
+      for (int64_t d0 = 0; d0 < D; d0 += kPanel) {
+        const float* piece = along + d0 / kPanel * along_stride + r * kPanel;
+        for (int64_t d = d0; d < D && d < d0 + kPanel; ++d) out[r * D + d] = scale * piece[d - d0];
+      }
   });
 }
 

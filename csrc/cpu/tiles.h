@@ -61,13 +61,12 @@ struct Rows {
   int64_t along_stride() const { return R_pad * kPanel; }  // between panels of columns
 };
 
-// Packs x [R, D], row-major. Row r is divided by norm[r] first where norm [R] is given.
+// Packs x [R, D], row-major; row r is divided by norm[r] where norm [R] is given.
 Rows pack(const float* x, const float* norm, int64_t R, int64_t D, bool with_along, int threads);
-// The two halves of pack, for row panels first..last only; factor [R] or null multiplies rows.
-void pack_across(const float* x, const float* norm, int64_t R, int64_t D, int64_t first,
-                 int64_t last, float* across);
-void pack_along(const float* x, const float* norm, const float* factor, int64_t R, int64_t D,
-                int64_t first, int64_t last, float* along, int64_t along_stride);
+// Its panels first..last - 1 of 32 rows into `across` and `along`, either of which may be null. Row r
+// is also multiplied by factor[r] where factor [R] is given.
+void pack_panels(const float* x, const float* norm, const float* factor, int64_t R, int64_t D,
+                 int64_t first, int64_t last, float* across, float* along, int64_t along_stride);
 // out [R, D] = scale * the rows of along [D_panels, R_pad, 32].
 void unpack(const float* along, int64_t along_stride, int64_t R, int64_t D, float scale, float* out,
             int threads);

@@ -36,6 +36,16 @@ struct Side {
   Buffer gradient;          // backward: along, [D_panels, R_pad, 32]
 };
 
+// Calls tile(i0, i1, j0, j1) for the tiles of rows [first_i, last_i) and columns [first_j, last_j);
+// one stretch of columns stays in cache for all rows.
+template <typename Tile>
+void in_tiles(int64_t first_i, int64_t last_i, int64_t first_j, int64_t last_j, const Tile& tile) {
+  for (int64_t j = first_j; j < last_j; j += kTileColumns)
+    for (int64_t i = first_i; i < last_i; i += kTileRows)
+      tile(i, i + kTileRows < last_i ? i + kTileRows : last_i,
+           j, j + kTileColumns < last_j ? j + kTileColumns : last_j);
+}
+
 // Where rows meet their positives and themselves: column = row + offset.
 struct Diagonals {
   int64_t positive[2];
@@ -142,12 +152,6 @@ struct TwoSided {
       kernels.add_transposed_product(G, rows, columns, x.rows.D_panels, x.rows.along_from(i0),
                                      x.rows.along_stride(), &y.gradient[j0 * kPanel],
                                      y.rows.along_stride());
-  }
-
-  // The same for a block of any height: tiles of kTileRows rows.
-  template <typename Tile>
-  static void in_tiles(int64_t i0, int64_t i1, const Tile& tile) {
-    for (int64_t i = i0; i < i1; i += kTileRows) tile(i, i + kTileRows < i1 ? i + kTileRows : i1);
   }
 
  private:

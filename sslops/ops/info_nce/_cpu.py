@@ -1,8 +1,8 @@
 """InfoNCE on the CPU: csrc/cpu/info_nce.cpp. Memory O((N + M) D) and one strip of scores.
 
-One direction: the forward pass gives the loss and its gradient for the queries; where every row will
-receive the same upstream gradient also that for the keys, so that backward only scales. Symmetric:
-one pass for both log-sum-exps, a second for the gradients.
+One direction: the forward pass gives the loss and its gradient for the queries; where every row
+will receive the same upstream gradient also that for the keys, so that backward only scales.
+Symmetric: one pass for both log-sum-exps, a second for the gradients.
 """
 
 import torch
@@ -17,9 +17,9 @@ from sslops.unit_rows import SMALLEST_NORM, at_least_float32, unit_rows
 # An offset at which no key meets its row.
 NOWHERE = -(2**62)
 
-# Rows of a strip: kept exponentials are 1088 bytes per row and 256 keys, so that 64 rows of 2^17
-# keys take 34 MiB; beyond, the keys' gradient is recomputed. Without them a strip only keeps dq.
-KEPT_ROWS, PASSING_ROWS, MOST_KEPT_KEYS = 64, 256, 2**17
+# Bytes of exponentials that a strip of rows may keep until the gradient of the keys is done, and
+# the rows of a strip that keeps none.
+KEPT_BYTES, ROWS_KEEPING_NONE = 2**25, 256
 
 
 def unsupported(query, positive_key, negative_keys, temperature, **options):
@@ -45,7 +45,7 @@ def info_nce(
     else:
         in_batch = negative_keys is None
         k_BMD, norm = (positive_BND, None) if in_batch else _negatives(negative_keys, normalize)
-        want_dk = uniform and needs_grad(k_BMD) and k_BMD.shape[1] <= MOST_KEPT_KEYS
+        want_dk = uniform and needs_grad(k_BMD) and kept_rows(k_BMD.shape[1]) > 0
         loss, positive, rank, *_ = forward(
             q_BND, None if in_batch else positive_BND, k_BMD, norm, temperature, normalize,
             positive_offset if in_batch else NOWHERE,
@@ -56,6 +56,12 @@ def info_nce(
     positive_logit = (positive / temperature).detach()
     lse = row_loss.detach() + positive_logit
     return InfoNCERows(loss, lse, positive_logit, rank if return_stats else None)
+
+
+def kept_rows(M):
+    """Rows of a strip that keeps its exponentials; 0 where M is so large that they are too few."""
+    rows = KEPT_BYTES // (5 * max(M, 256))  # a row takes 1088 bytes for 256 keys
+    return min(rows // 64 * 64, 512)
 
 
 def _negatives(negative_keys, normalize):
@@ -85,10 +91,11 @@ def forward(
     positive_key = None if positive_key is None else positive_key.contiguous()
     outputs = _outputs(query, keys, want_rank, want_dq, want_dk)
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
+    height = kept_rows(M) if want_dk else ROWS_KEEPING_NONE
     _C.info_nce_forward(
         address(query), address(positive_key), address(keys), address(key_norm), B, N, M, D,
-        positive_offset, exclude_offset, scale, bounded, KEPT_ROWS if want_dk else PASSING_ROWS,
-        torch.get_num_threads(), *map(address, outputs),
+        positive_offset, exclude_offset, scale, bounded, height, torch.get_num_threads(),
+        *map(address, outputs),
     )  # fmt: skip
     return outputs
 
