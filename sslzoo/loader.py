@@ -153,6 +153,8 @@ class _MadeByWorkers:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=loader.device.type == "cuda",
+            # Its own, or starting an epoch would draw from the generator that a resumed run needs.
+            generator=torch.Generator(),
         )
 
     def __call__(self, epoch, first_step):

@@ -46,9 +46,14 @@ def evaluation_views(data, size, batch_size, workers=0):
         for images in data.images.split(batch_size):
             yield centre_view(images, size)
         return
-    rows = torch.arange(len(data)).split(batch_size)
-    for views, fault in DataLoader(_Views(data, size), sampler=rows, batch_size=None,
-                                   num_workers=workers):  # fmt: skip
+    loader = DataLoader(
+        _Views(data, size),
+        sampler=torch.arange(len(data)).split(batch_size),
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),  # an evaluation leaves the random state of training alone
+    )
+    for views, fault in loader:
         if fault:
             raise DataError(fault)
         yield views

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sslops
-from sslops.distributed import world_group
+from sslops.distributed import default_group
 from sslzoo.heads import projection_head
 from sslzoo.views import ViewSpec
 
@@ -109,7 +109,7 @@ class SimCLR(nn.Module):
         z0, z1 = z.chunk(2)
         # The paper's mean over 2N rows; its code sums both directions and returns twice this.
         loss, stats = sslops.nt_xent(
-            z0, z1, self.temperature, group=world_group(), return_stats=True
+            z0, z1, self.temperature, group=default_group(), return_stats=True
         )
         return {
             "loss": loss,
@@ -135,7 +135,7 @@ class SimCLR(nn.Module):
         pairs = z.sum(0).square().sum() - R
         # ||a - b||² = 2 - 2ab, so the mean over pairs is a log-sum-exp at temperature 1/4.
         _, stats = sslops.nt_xent(z0, z1, 0.25, normalize=False, return_stats=True)
-        group = world_group()
+        group = default_group()
         candidates = R * (group.size() if group else 1) - 1
         return {
             "positive_cosine": positive,

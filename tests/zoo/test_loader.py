@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sslzoo import backbones
 from sslzoo.data import DataError, ImageData, open_data
+from sslzoo.evaluation import extract
 from sslzoo.loader import ViewLoader, channel_statistics
 from sslzoo.views import ViewSpec, apply_views, draw_parameters
 
@@ -112,6 +114,26 @@ def test_starting_at_a_step_is_having_consumed_those_before(folder):
     for data, spec in ((open_data(folder), COLOUR), (open_data("digits", "test"), GREY)):
         whole = collect(data, [spec], batch_size=4)
         assert_equal(whole[2:], collect(data, [spec], first_step=2, batch_size=4))
+
+
+def test_loading_leaves_the_global_random_state_alone(folder):
+    encoder = backbones.build("convnet4", image_size=16)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    collect(open_data(folder), [COLOUR], workers=1)
+    collect(open_data("digits", "test"), [GREY])
+    data = open_data(folder)
+    extract(encoder, data, 16, (0.5,) * 3, (0.5,) * 3)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+@pytest.mark.gpu
+def test_views_on_a_gpu_equal_those_on_the_cpu(folder):
+    for data, spec in ((open_data(folder), COLOUR), (open_data("digits", "test"), GREY)):
+        for a, b in zip(collect(data, [spec]), collect(data, [spec], device="cuda"), strict=True):
+            assert b.views[0].is_cuda and b.labels.is_cuda and torch.equal(a.indices, b.indices)
+            # Normalised values reach 3; float32 sums in another order differ in the last digits.
+            torch.testing.assert_close(b.views[0].cpu(), a.views[0], atol=1e-4, rtol=1e-4)
 
 
 def test_seed_changes_order_and_views():
