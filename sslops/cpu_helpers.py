@@ -49,7 +49,7 @@ def forbid_double_backward(backward_op, name):
 
     def refuse(ctx, *gradients):
         raise RuntimeError(
-            f"{name}: the CPU backend has no second derivative; use backend='reference'"
+            f"{name}: double backward is not supported by the CPU backend; use backend='reference'"
         )
 
     backward_op.register_autograd(refuse)
