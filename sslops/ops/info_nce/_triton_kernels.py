@@ -1,0 +1,296 @@
+"""Kernels of InfoNCE and their launches: nothing of size N x M is stored. See README.md.
+
+    B batch, N queries, M keys, D width (WIDTH: its power of two)
+
+What the forward pass leaves of each row for the backward pass (`stats`): `top`, the shift of the
+row's exponentials before the scale; `inverse`, 1 / sum of the exponentials; `share`, the part of
+that sum which is not the positive's: 1 - P_i+.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+from sslops import triton_launch as launch
+from sslops.triton_helpers import (
+    LN_2,
+    LOG2_E,
+    dot,
+    inverse_temperature,
+    is_candidate,
+    load_rows,
+    load_units,
+    masked_tile,
+    plain_tile,
+    plan_tiles,
+    store_rows,
+)
+
+
+@triton.jit
+def _load_queries(
+    q_ptr, p_ptr, q_unit_ptr, p_unit_ptr, shift, i, N, match, P,
+    D: tl.constexpr, WIDTH: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows, their scale, and their positives' products from a tile like any: ties stay ties."""
+    q = load_rows(q_ptr, i, i < N, D, WIDTH, True)
+    p = load_rows(p_ptr, match, match < P, D, WIDTH, True)
+    scale = shift * load_units(q_unit_ptr, i, i < N, NORMALIZE)
+    p_unit = load_units(p_unit_ptr, match, match < P, NORMALIZE)
+    t = dot(q, tl.trans(p), None, PRECISION) * p_unit[None, :]
+    column = tl.arange(0, i.shape[0])
+    positive = tl.sum(tl.where(column[:, None] == column[None, :], t, 0.0), 1)
+    return q, scale, positive
+
+
+@triton.jit
+def _finish_rows(
+    total, top, positive, rank, scale, shift, out, is_row, rows,
+    loss_ptr, lse_ptr, positive_ptr, rank_ptr, stats_ptr,
+    FIXED: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Loss and statistics from the sums over the negatives, which the positive joins here."""
+    # log2 of (the shift / the positive's exponential)
+    gap = shift - positive * scale if FIXED else (top - positive) * scale
+    everything = total + tl.exp2(-gap)
+    # near: exactly 0 without negatives, precise for small losses; far: does not overflow.
+    near = tl.log2(1.0 + total * tl.exp2(gap))
+    far = gap + tl.log2(everything)
+    loss = tl.where(gap < 90, near, far) * LN_2
+    logit = positive * scale * LN_2
+    tl.store(loss_ptr + out, loss, mask=is_row)
+    tl.store(lse_ptr + out, logit + loss, mask=is_row)
+    tl.store(positive_ptr + out, logit, mask=is_row)
+    tl.store(stats_ptr + out, top, mask=is_row)
+    tl.store(stats_ptr + rows + out, 1.0 / everything, mask=is_row)
+    tl.store(stats_ptr + 2 * rows + out, total / everything, mask=is_row)
+    if RANK:
+        tl.store(rank_ptr + out, rank.to(tl.int64), mask=is_row)
+
+
+@triton.jit(do_not_specialize=["B", "N", "M", "offset", "exclude"])
+def softmax_rows_kernel(
+    q_ptr, p_ptr, k_ptr, q_unit_ptr, p_unit_ptr, k_unit_ptr, temperature,
+    loss_ptr, lse_ptr, positive_ptr, rank_ptr, stats_ptr, sums_ptr, key_sum_ptr,
+    B, N, M, offset, exclude,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    SPLITS: tl.constexpr, PRECISION: tl.constexpr, NORMALIZE: tl.constexpr, FIXED: tl.constexpr,
+    HEADROOM: tl.constexpr, APART: tl.constexpr, SYMMETRIC: tl.constexpr, EXCLUDE: tl.constexpr,
+    RANK: tl.constexpr, KEY_SUM: tl.constexpr,
+):  # fmt: skip
+    """Flash attention with V = K: loss_i, and sum_j e_ij k_j, which is its gradient (README)."""
+    blocks = tl.cdiv(N, ROWS)
+    block = tl.program_id(0) % blocks
+    split = tl.program_id(0) // blocks % SPLITS
+    batch = (tl.program_id(0) // (blocks * SPLITS)).to(tl.int64)
+    i = block * ROWS + tl.arange(0, ROWS)
+    rows = (B * (2 if SYMMETRIC else 1)).to(tl.int64) * N
+    out = batch * N + i
+    if SYMMETRIC:  # the second half of the grid: keys ask for their query
+        if batch >= B:
+            batch -= B
+            q_ptr, p_ptr, k_ptr = k_ptr, q_ptr, q_ptr
+            q_unit_ptr, p_unit_ptr, k_unit_ptr = k_unit_ptr, q_unit_ptr, q_unit_ptr
+    P = N if APART else M
+    match = i if APART else (i + offset) % M
+    shift = LOG2_E * inverse_temperature(temperature)
+    q, scale, positive = _load_queries(
+        q_ptr + batch * N * D, p_ptr + batch * P * D, q_unit_ptr + batch * N,
+        p_unit_ptr + batch * P, shift, i, N, match, P, D, WIDTH, NORMALIZE, PRECISION)  # fmt: skip
+    k_ptr += batch * M * D
+    k_unit_ptr += batch * M
+
+    first = 0 if APART else (block * ROWS + offset) % M
+    a, b, c, tail, tiles = plan_tiles(M, (exclude - offset + M) % M, ROWS, COLS, not APART, EXCLUDE)
+    top = positive
+    total = tl.zeros([ROWS], tl.float32)
+    rank = tl.zeros([ROWS], tl.int32)
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    for MASKED in tl.static_range(2):
+        steps = a + c - b + tiles - tail if MASKED else tail - c + b - a
+        for step in range(steps * split // SPLITS, steps * (split + 1) // SPLITS):
+            tile = masked_tile(step, a, b, c, tail) if MASKED else plain_tile(step, a, b, c)
+            r = tile * COLS + tl.arange(0, COLS)
+            j = tl.where(first + r >= M, first + r - M, first + r)
+            k = load_rows(k_ptr, j, r < M, D, WIDTH, MASKED)
+            unit = load_units(k_unit_ptr, j, r < M, NORMALIZE)
+            t = dot(q, tl.trans(k), None, PRECISION) * unit[None, :]
+            if MASKED:
+                keep = is_candidate(i < N, r < M, j, match, i + exclude, not APART, EXCLUDE)
+                t = tl.where(keep, t, -float("inf"))
+            if RANK:
+                rank += tl.sum((t > positive[:, None]).to(tl.int32), 1)
+            if FIXED:
+                e = tl.exp2(t * scale[:, None] - shift)
+            else:
+                # The difference comes before the scale: equal logits stay equal at any size.
+                new_top = tl.maximum(top, tl.max(t, 1))
+                e = tl.exp2((t - new_top[:, None]) * scale[:, None] + HEADROOM)
+                shrink = tl.exp2((top - new_top) * scale)
+                top = new_top
+                total *= shrink
+                acc *= shrink[:, None]
+            if MASKED:  # again: a zero row has scale 0, and 0 times infinity is no number
+                e = tl.where(keep, e, 0.0)
+            total += tl.sum(e, 1)
+            if KEY_SUM:
+                acc = dot((e * unit[None, :]).to(k.dtype), k, acc, PRECISION)
+
+    total *= 0.5**HEADROOM
+    if KEY_SUM:
+        acc *= 0.5**HEADROOM
+        store_rows(key_sum_ptr + split * rows * D, out, i < N, acc, D, WIDTH)
+    if SPLITS == 1:
+        _finish_rows(total, top, positive, rank, scale, shift, out, i < N, rows, loss_ptr,
+                     lse_ptr, positive_ptr, rank_ptr, stats_ptr, FIXED, RANK)  # fmt: skip
+    else:
+        _store_part(sums_ptr + split * 4 * rows + out, rows, i < N, total, top, rank, positive)
+
+
+@triton.jit
+def _store_part(sums_ptr, rows, is_row, total, top, rank, positive):
+    tl.store(sums_ptr, total, mask=is_row)
+    tl.store(sums_ptr + rows, top, mask=is_row)
+    tl.store(sums_ptr + 2 * rows, rank.to(tl.float32), mask=is_row)
+    tl.store(sums_ptr + 3 * rows, positive, mask=is_row)
+
+
+@triton.jit
+def combine_splits_kernel(
+    q_unit_ptr, temperature, sums_ptr, part_ptr, key_sum_ptr,
+    loss_ptr, lse_ptr, positive_ptr, rank_ptr, stats_ptr,
+    D: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr,
+    NORMALIZE: tl.constexpr, FIXED: tl.constexpr, RANK: tl.constexpr, KEY_SUM: tl.constexpr,
+):  # fmt: skip
+    """Bring the parts of one row to one shift and add them, always in the same order."""
+    row = tl.program_id(0).to(tl.int64)
+    rows = tl.num_programs(0).to(tl.int64)
+    out = row + tl.arange(0, 1)
+    s = tl.arange(0, SLOTS)
+    is_part = s < SPLITS
+    parts = sums_ptr + s * 4 * rows + row
+    shift = LOG2_E * inverse_temperature(temperature)
+    scale = shift * load_units(q_unit_ptr, out, out < rows, NORMALIZE)
+    positive = tl.load(sums_ptr + 3 * rows + out)
+    tops = tl.load(parts + rows, mask=is_part, other=-float("inf"))
+    top = tl.max(tops, 0) + tl.zeros([1], tl.float32)
+    weight = tl.where(is_part, 1.0 if FIXED else tl.exp2((tops - top) * scale), 0.0)
+    total = tl.sum(tl.load(parts, mask=is_part, other=0.0) * weight, 0) + tl.zeros([1], tl.float32)
+    ranks = tl.load(parts + 2 * rows, mask=is_part, other=0.0).to(tl.int32)
+    rank = tl.sum(ranks, 0) + tl.zeros([1], tl.int32)
+    _finish_rows(total, top, positive, rank, scale, shift, out, out < rows, rows, loss_ptr,
+                 lse_ptr, positive_ptr, rank_ptr, stats_ptr, FIXED, RANK)  # fmt: skip
+    if KEY_SUM:
+        part = load_rows(part_ptr + row * D, s * rows, is_part, D, WIDTH, True)
+        key_sum = tl.sum(part * weight[:, None], 0)[None, :]
+        store_rows(key_sum_ptr, out, out < rows, key_sum, D, WIDTH)
+
+
+@triton.jit(do_not_specialize=["B", "N", "P", "offset", "batch_stride", "row_stride"])
+def row_gradient_kernel(
+    q_ptr, p_ptr, q_unit_ptr, p_unit_ptr, q_inverse_ptr, p_inverse_ptr, temperature,
+    stats_ptr, key_sum_ptr, upstream_ptr, dq_ptr, dp_ptr, along_ptr,
+    B, N, P, offset, batch_stride, row_stride,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NORMALIZE: tl.constexpr,
+    QUERY: tl.constexpr, ALONG: tl.constexpr, POSITIVE: tl.constexpr,
+):  # fmt: skip
+    """Query gradient from the forward pass' key sums; gradient of positives that stand apart."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows = B.to(tl.int64) * N
+    is_row = row < rows
+    batch, i = row // N, row % N
+    match = batch * P + i + offset
+    s = inverse_temperature(temperature)
+    g = tl.load(upstream_ptr + batch * batch_stride + i * row_stride, mask=is_row, other=0.0)
+    share = tl.load(stats_ptr + 2 * rows + row, mask=is_row, other=0.0) * g
+    q_unit = load_units(q_unit_ptr, row, is_row, NORMALIZE)
+    p_unit = load_units(p_unit_ptr, match, is_row, NORMALIZE)
+    q = load_rows(q_ptr, row, is_row, D, WIDTH, True).to(tl.float32) * q_unit[:, None]
+    p = load_rows(p_ptr, match, is_row, D, WIDTH, True).to(tl.float32) * p_unit[:, None]
+    if QUERY or ALONG:
+        inverse = tl.load(stats_ptr + rows + row, mask=is_row, other=0.0) * g
+        key_sum = load_rows(key_sum_ptr, row, is_row, D, WIDTH, True)
+        dq = s * (key_sum * inverse[:, None] - p * share[:, None])
+        along = tl.sum(q * dq, 1)
+        if ALONG:
+            tl.store(along_ptr + row, along, mask=is_row)
+        if QUERY:
+            if NORMALIZE:
+                length = tl.load(q_inverse_ptr + row, mask=is_row, other=0.0)
+                dq = (dq - q * along[:, None]) * length[:, None]
+            store_rows(dq_ptr, row, is_row, dq, D, WIDTH)
+    if POSITIVE:
+        dp = q * (-s * share)[:, None]
+        if NORMALIZE:
+            length = tl.load(p_inverse_ptr + match, mask=is_row, other=0.0)
+            dp = (dp - p * tl.sum(p * dp, 1)[:, None]) * length[:, None]
+        store_rows(dp_ptr, row, is_row, dp, D, WIDTH)
+
+
+MOST_SPLITS = 64  # the kernel that combines them holds one row's parts in registers
+
+
+def choose_splits(row_blocks, key_tiles, processors):
+    """How many programs share the keys of one block of rows, so that few queries fill a GPU."""
+    return max(1, min(processors // row_blocks, key_tiles // 4, MOST_SPLITS))
+
+
+def softmax_rows(
+    q, p, k, temperature, *, normalize, fixed, offset=0, exclude=None, symmetric=False,
+    rank=False, key_sum=False, splits=None,
+):  # fmt: skip
+    """Launch the forward pass over launch.Rows (p is k: the positives are among the keys).
+
+    Returns loss, lse, positive logit, rank [rows], stats [3, rows] and key sums [rows, D]; rows is
+    B * N, or 2 * B * N if symmetric: the keys' rows follow the queries'.
+    """
+    B, N, D = q.x.shape
+    M = k.x.shape[1]
+    rows = B * N * (2 if symmetric else 1)
+    new = functools.partial(q.x.new_empty, dtype=torch.float32)
+    loss, lse, logit, stats = new(rows), new(rows), new(rows), new(3, rows)
+    ranks = q.x.new_empty(rows if rank else 0, dtype=torch.int64)
+    sums = new(rows, D) if key_sum else new(0)
+    if not rows:
+        return loss, lse, logit, ranks, stats, sums
+    options = launch.launch_options("softmax", q.x)
+    blocks = launch.ceil_div(N, options["ROWS"]) * (rows // N)
+    if splits is None:
+        splits = choose_splits(blocks, M // options["COLS"], launch.processors(q.x.device))
+    parts, part_sums = (
+        (new(splits, 4, rows), new(splits, *sums.shape)) if splits > 1 else (loss, sums)
+    )
+    flags = dict(NORMALIZE=normalize, FIXED=fixed, RANK=rank, KEY_SUM=key_sum, SPLITS=splits)
+    outputs = (loss, lse, logit, ranks, stats)
+    softmax_rows_kernel[(blocks * splits,)](
+        q.x, p.x, k.x, q.unit, p.unit, k.unit, temperature, *outputs, parts, part_sums,
+        B, N, M, offset, exclude or 0, APART=p is not k, SYMMETRIC=symmetric,
+        EXCLUDE=exclude is not None, HEADROOM=14 if q.x.dtype == torch.float16 and key_sum else 0, **flags, **options,
+    )  # fmt: skip
+    if splits > 1:
+        combine_splits_kernel[(rows,)](
+            q.unit, temperature, parts, part_sums, sums, *outputs, D=D, WIDTH=options["WIDTH"],
+            SLOTS=launch.power_of_two(splits), num_warps=8, enable_fp_fusion=True, **flags,
+        )  # fmt: skip
+    return *outputs, sums
+
+
+def row_gradient(q, p, temperature, stats, key_sum, upstream, *, normalize, offset, needs):
+    """Launch row_gradient_kernel: dq, dp and along = <unit q, dq>, each only if needed."""
+    B, N, D = q.x.shape
+    query, positive, along = needs
+    dq = torch.empty_like(q.x) if query else q.x.new_empty(0)
+    dp = torch.empty_like(q.x) if positive else q.x.new_empty(0)
+    along_rows = q.x.new_empty(B * N if along else 0, dtype=torch.float32)
+    size = launch.width(D)
+    block = max(1, 4096 // size)
+    if B * N:
+        row_gradient_kernel[(launch.ceil_div(B * N, block),)](
+            q.x, p.x, q.unit, p.unit, q.inverse, p.inverse, temperature, stats, key_sum, upstream,
+            dq, dp, along_rows, B, N, p.x.shape[1], offset, *upstream.stride(), D=D, WIDTH=size,
+            ROWS=block, NORMALIZE=normalize, QUERY=query, POSITIVE=positive, ALONG=along,
+            num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
+    return dq, dp, along_rows

@@ -1,0 +1,176 @@
+"""Launches of the Triton kernels that the contrastive losses share, and the tile sizes as data."""
+
+from typing import NamedTuple
+
+import torch
+
+from sslops.triton_helpers import INTERPRETED, pair_gradient_kernel, row_norms_kernel
+
+WIDEST = 256  # the accumulators of wider rows do not fit the registers
+
+# ROWS, COLS, num_warps, num_stages by kernel, kind of product and WIDTH. All fit 99 KiB of shared
+# memory, so that they run on every chip since sm_80 and two blocks share a multiprocessor of the
+# larger ones; tests/ops/test_compile_ahead.py holds them to that and to no spills.
+_HALF = {16: (128, 128, 8, 2), 32: (128, 128, 8, 2), 64: (128, 128, 8, 2), 128: (128, 128, 8, 2),
+         256: (64, 64, 4, 2)}  # fmt: skip
+_TF32 = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 1),
+         256: (32, 32, 4, 1)}  # fmt: skip
+_EXACT = dict.fromkeys((16, 32, 64, 128, 256), (32, 32, 4, 1))
+TILES = {
+    kernel: {"half": _HALF, "tf32": _TF32, "tf32x3": _EXACT, "ieee": _EXACT}
+    for kernel in ("softmax", "gradient", "triangle")
+}
+
+
+def width(D):
+    """The power of two that holds D, and the least that tensor cores take."""
+    return max(16, power_of_two(D))
+
+
+def power_of_two(n):
+    """The least power of two that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+def ceil_div(a, b):
+    return -(-a // b)
+
+
+def processors(device):
+    """Multiprocessors of a GPU; the interpreter stands for a GPU of one."""
+    return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def product(dtype):
+    """How rows of this dtype are multiplied (a key of TILES)."""
+    if dtype != torch.float32:
+        return "half"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[
+        torch.get_float32_matmul_precision()
+    ]
+
+
+def launch_options(kernel, x):
+    """Keyword arguments of every tiled kernel for rows like x [B, rows, D]."""
+    kind, D = product(x.dtype), x.shape[-1]
+    rows, cols, warps, stages = TILES[kernel][kind][width(D)]
+    return dict(D=D, WIDTH=width(D), ROWS=rows, COLS=cols, num_warps=warps, num_stages=stages,
+                PRECISION="ieee" if kind == "half" else kind, enable_fp_fusion=True)  # fmt: skip
+
+
+def why_not(*tensors):
+    """In words why the kernels cannot run tensors [B, rows, D], or None."""
+    x = tensors[0]
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"Triton kernels take float32, float16 and bfloat16, not {x.dtype}"
+    if not 1 <= x.shape[-1] <= WIDEST:
+        return f"the tiled kernels take a width D of 1 to {WIDEST}, not {x.shape[-1]}"
+    if any(t.shape[-2] * t.shape[-1] >= 2**31 for t in tensors):
+        return "more than 2^31 elements in one batch"
+    if INTERPRETED:
+        return None
+    if not x.is_cuda or torch.version.hip:
+        return f"Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1), not {x.device}"
+    if torch.cuda.get_device_properties(x.device).major < 8:
+        return "Triton kernels need compute capability 8.0"
+    return None
+
+
+def norms_shape(tensors, normalize):
+    """Shape of the norms that prepare_rows returns."""
+    total = sum(_padded(t) for t in tensors)
+    return (2 if tensors[0].dtype == torch.float16 else 1, total) if normalize else (0, 0)
+
+
+def _padded(x):
+    """Rows of x, rounded up so that the next tensor's norms stay aligned."""
+    return (x.shape[0] * x.shape[1] + 15) // 16 * 16
+
+
+class Rows(NamedTuple):
+    """Rows as the kernels read them; without normalisation the lengths are not read."""
+
+    x: torch.Tensor  # [B, rows, D], contiguous
+    unit: torch.Tensor  # 1 / length of x
+    inverse: torch.Tensor  # 1 / length of the rows that x was copied from
+
+
+def prepare_rows(tensors, normalize, norms=None):
+    """The Rows of up to three tensors, and the norms, which spare the backward pass this launch."""
+    tensors = [t.contiguous() for t in tensors]
+    if not normalize:
+        return [Rows(x, x, x) for x in tensors], tensors[0].new_empty((0, 0), dtype=torch.float32)
+    copy = tensors[0].dtype == torch.float16
+    copies = [torch.empty_like(x) if copy else x for x in tensors]
+    known = norms is not None
+    if not known:
+        norms = tensors[0].new_empty(norms_shape(tensors, normalize), dtype=torch.float32)
+    firsts = [sum(_padded(x) for x in tensors[:i]) for i in range(len(tensors))]
+    if copy or not known:
+        _launch_norms(tensors, copies, norms, firsts, copy)
+    return [
+        Rows(x, norms[0, f:], norms[-1, f:]) for x, f in zip(copies, firsts, strict=True)
+    ], norms
+
+
+def _launch_norms(tensors, copies, norms, firsts, copy):
+    D = tensors[0].shape[-1]
+    missing = 3 - len(tensors)
+    counts = [x.shape[0] * x.shape[1] for x in tensors] + [0] * missing
+    rows = max(1, 4096 // width(D))
+    blocks = sum(ceil_div(n, rows) for n in counts)
+    if not blocks:
+        return
+    x, x_copy = tensors[:1] * missing, copies[:1] * missing
+    row_norms_kernel[(blocks,)](
+        *tensors, *x, *copies, *x_copy, norms[0], norms[-1], *counts, *(firsts + [0, 0])[1:3],
+        D=D, WIDTH=width(D), ROWS=rows, COPY=copy, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def pair_gradient(
+    x, y, x_stats, y_stats, upstream, temperature, *, normalize, fixed, own=False, symmetric=False,
+    sides=(True, True), offset=None, second=None, along=False, factor=1.0,
+):  # fmt: skip
+    """Launch pair_gradient_kernel over Rows x against Rows y; returns dx, dy and along.
+
+    Args:
+        x_stats, y_stats: [3, rows] as softmax_rows leaves them (views of one tensor).
+        upstream: [B, rows of y], the gradient of the loss of each row, any strides.
+        own: x are queries as well, not only candidates of y.
+        symmetric: also give dy, by the same kernel with x and y exchanged; `sides` says which.
+        offset: x_i and y_{i + offset} are a positive pair (the sum wraps if x is as long as y).
+        second: x_i and y_{i + second} are no pair at all.
+        along: also give <unit x_i, its gradient before the normalisation>.
+    """
+    B, R, _ = x.x.shape
+    options = launch_options("gradient", x.x)
+    count = sum(sides) if symmetric else 1
+    dx = torch.empty_like(x.x) if sides[0] or not symmetric else x.x.new_empty(0)
+    dy = torch.empty_like(y.x) if symmetric and sides[1] else x.x.new_empty(0)
+    along_rows = x.x.new_empty((count, B, R) if along else 0, dtype=torch.float32)
+    grid = count * B * ceil_div(R, options["ROWS"])
+    if not grid:
+        return dx, dy, along_rows
+    largest = upstream
+    if x.x.dtype == torch.float16 and upstream.numel():
+        largest = torch.linalg.vector_norm(upstream, torch.inf)
+    pair_gradient_kernel[(grid,)](
+        x.x, y.x, x.unit, y.unit, x.inverse, y.inverse, temperature, x_stats, y_stats, upstream,
+        largest, dx, dy, along_rows, B, R, y.x.shape[1], offset or 0, second or 0,
+        x_stats.stride(0), 0 if sides[0] else 1, *upstream.stride(), factor,
+        NORMALIZE=normalize, FIXED=fixed, OWN=own, SYMMETRIC=symmetric,
+        PAIRED=offset is not None, SECOND=second is not None, ALONG=along, **options,
+    )  # fmt: skip
+    return dx, dy, along_rows[:1]
+
+
+def refuse_second_derivative(backward):
+    """Say in plain words that the custom operator `backward` has no derivative."""
+
+    def refuse(ctx, *gradients):
+        raise NotImplementedError(
+            "second derivatives are not supported by the Triton backend; use backend='reference'"
+        )
+
+    backward.register_autograd(refuse)
