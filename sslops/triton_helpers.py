@@ -189,52 +189,32 @@ def _load_weights(stats_ptr, stats_rows, upstream_ptr, row_stride, index, is_row
     return top, g * loudness * inverse
 
 
-@triton.jit
-def _load_share(stats_ptr, stats_rows, upstream_ptr, row_stride, index, is_row, loudness):
-    """Upstream gradient * (1 - P_i+): minus the weight of the positive, without cancellation."""
-    share = tl.load(stats_ptr + 2 * stats_rows + index, mask=is_row, other=0.0)
-    g = tl.load(upstream_ptr + index * row_stride, mask=is_row, other=0.0)
-    return g * loudness * share
-
-
-@triton.jit
-def _store_gradient(
-    dx, x, x_unit, x_inverse_ptr, dx_ptr, along_ptr, i, is_row,
-    D: tl.constexpr, WIDTH: tl.constexpr, NORMALIZE: tl.constexpr, ALONG: tl.constexpr,
-):  # fmt: skip
-    """Through the normalisation: the part along the row goes, the rest is divided by its length."""
-    x = x.to(tl.float32) * x_unit[:, None]
-    along = tl.sum(x * dx, 1)
-    if ALONG:
-        tl.store(along_ptr + i, along, mask=is_row)
-    if NORMALIZE:
-        inverse = tl.load(x_inverse_ptr + i, mask=is_row, other=0.0)
-        dx = (dx - x * along[:, None]) * inverse[:, None]
-    store_rows(dx_ptr, i, is_row, dx, D, WIDTH)
-
-
-@triton.jit(do_not_specialize=["B", "R", "C", "offset", "second", "stats_rows", "first_direction",
-                               "batch_stride", "row_stride"])  # fmt: skip
+@triton.jit(
+    do_not_specialize=[
+        "B", "R", "C", "offset", "second", "stats_rows", "first_side", "batch_stride", "row_stride"
+    ]
+)  # fmt: skip
 def pair_gradient_kernel(
-    x_ptr, y_ptr, x_unit_ptr, y_unit_ptr, x_inverse_ptr, y_inverse_ptr, temperature,
-    x_stats_ptr, y_stats_ptr, upstream_ptr, largest_ptr, dx_ptr, dy_ptr, along_ptr,
-    B, R, C, offset, second, stats_rows, first_direction, batch_stride, row_stride, factor,
+    x_ptr, y_ptr, x_unit_ptr, y_unit_ptr, temperature, x_stats_ptr, y_stats_ptr,
+    upstream_ptr, largest_ptr, x_sum_ptr, y_sum_ptr,
+    B, R, C, offset, second, stats_rows, first_side, batch_stride, row_stride,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PRECISION: tl.constexpr, NORMALIZE: tl.constexpr, FIXED: tl.constexpr, OWN: tl.constexpr,
-    SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, SECOND: tl.constexpr, ALONG: tl.constexpr,
+    SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d x_i = factor / T * sum_j G_ij y_j for rows x; the tiles of G are recomputed."""
+    """sum_j G_ij y_j over the negatives of a block of rows x; the tiles of G are recomputed.
+
+    G_ij = g_j P_j(i), as x are candidates of y; OWN adds g_i P_i(j): x ask for y as well.
+    """
     blocks = tl.cdiv(R, ROWS)
     block = tl.program_id(0) % blocks
     batch = (tl.program_id(0) // blocks).to(tl.int64)
-    if ALONG:
-        along_ptr += batch * R
     if SYMMETRIC:
-        batch += first_direction * B
+        batch += first_side * B
         if batch >= B:
             batch -= B
-            x_ptr, y_ptr, dx_ptr = y_ptr, x_ptr, dy_ptr
-            x_unit_ptr, y_unit_ptr, x_inverse_ptr = y_unit_ptr, x_unit_ptr, y_inverse_ptr
+            x_ptr, y_ptr, x_sum_ptr = y_ptr, x_ptr, y_sum_ptr
+            x_unit_ptr, y_unit_ptr = y_unit_ptr, x_unit_ptr
             x_stats_ptr, y_stats_ptr = y_stats_ptr, x_stats_ptr
     i = block * ROWS + tl.arange(0, ROWS)
     is_row = i < R
@@ -244,7 +224,6 @@ def pair_gradient_kernel(
         largest = tl.load(largest_ptr)
         loudness = tl.where(largest > 0, 4096.0 / largest, 1.0)
     upstream_ptr += batch * batch_stride
-    x_stats_ptr += batch * R
     y_stats_ptr += batch * C
     y_ptr += batch * C * D
     y_unit_ptr += batch * C
@@ -253,8 +232,8 @@ def pair_gradient_kernel(
     x_unit = load_units(x_unit_ptr + batch * R, i, is_row, NORMALIZE)
     x_top, x_weight = x_unit, x_unit
     if OWN:
-        x_top, x_weight = _load_weights(x_stats_ptr, stats_rows, upstream_ptr, row_stride, i,
-                                        is_row, loudness)  # fmt: skip
+        x_top, x_weight = _load_weights(x_stats_ptr + batch * R, stats_rows, upstream_ptr,
+                                        row_stride, i, is_row, loudness)  # fmt: skip
 
     match = i + offset
     match = tl.where((R == C) & (match >= C), match - C, match)
@@ -279,18 +258,83 @@ def pair_gradient_kernel(
                 keep = is_candidate(is_row, r < C, j, match, i + second, PAIRED, SECOND)
                 G = tl.where(keep, G, 0.0)
             acc = dot(G.to(y.dtype), y, acc, PRECISION)
+    store_rows(x_sum_ptr + batch * R * D, i, is_row, acc / loudness, D, WIDTH)
 
-    if PAIRED:
-        is_pair = is_row & (match >= 0) & (match < C)
-        weight = _load_share(y_stats_ptr, stats_rows, upstream_ptr, row_stride, match, is_pair,
-                             loudness)  # fmt: skip
+
+@triton.jit
+def _finish_side(
+    block, x_ptr, y_ptr, x_unit_ptr, y_unit_ptr, inverse_ptr, s, x_stats_ptr, y_stats_ptr,
+    stats_rows, upstream_ptr, batch_stride, row_stride, sum_ptr, dx_ptr, along_ptr, B, R, C, offset,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NORMALIZE: tl.constexpr,
+    OWN: tl.constexpr, OTHER: tl.constexpr, FORWARD: tl.constexpr, SUM: tl.constexpr,
+    STORE: tl.constexpr, ALONG: tl.constexpr,
+):  # fmt: skip
+    """A block of rows of finish_gradient_kernel, seen from the side of x."""
+    row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    is_row = row < B.to(tl.int64) * R
+    batch, i = row // R, row % R
+    x = load_rows(x_ptr, row, is_row, D, WIDTH, True).to(tl.float32)
+    x *= load_units(x_unit_ptr, row, is_row, NORMALIZE)[:, None]
+    g = tl.zeros([ROWS], tl.float32)
+    if OWN:
+        g += tl.load(upstream_ptr + batch * batch_stride + i * row_stride, mask=is_row, other=0.0)
+    dx = tl.zeros([ROWS, WIDTH], tl.float32)
+    if SUM:
+        dx += load_rows(sum_ptr, row, is_row, D, WIDTH, True)
+        if FORWARD:
+            dx *= (g * tl.load(x_stats_ptr + stats_rows + row, mask=is_row, other=0.0))[:, None]
+    if OWN or OTHER:
+        m = i + offset
+        m = tl.where((R == C) & (m >= C), m - C, m)
+        partner, is_pair = batch * C + m, is_row & (m >= 0) & (m < C)
+        # The weight of the positive is P - 1 = -share, without cancellation.
+        weight = tl.zeros([ROWS], tl.float32)
         if OWN:
-            weight += _load_share(x_stats_ptr, stats_rows, upstream_ptr, row_stride, i, is_row,
-                                  loudness)  # fmt: skip
-        weight *= load_units(y_unit_ptr, match, is_pair, NORMALIZE)
-        y = load_rows(y_ptr, match, is_pair, D, WIDTH, True)
-        acc -= y.to(tl.float32) * weight[:, None]
-    acc *= factor * shift / LOG2_E / loudness
-    out = batch * R * D
-    _store_gradient(acc, x, x_unit, x_inverse_ptr + batch * R, dx_ptr + out, along_ptr, i, is_row,
-                    D, WIDTH, NORMALIZE, ALONG)  # fmt: skip
+            weight += g * tl.load(x_stats_ptr + 2 * stats_rows + row, mask=is_row, other=0.0)
+        if OTHER:
+            share = tl.load(y_stats_ptr + 2 * stats_rows + partner, mask=is_pair, other=0.0)
+            upstream_ptr += batch * batch_stride + m * row_stride
+            weight += share * tl.load(upstream_ptr, mask=is_pair, other=0.0)
+        weight *= load_units(y_unit_ptr, partner, is_pair, NORMALIZE)
+        y = load_rows(y_ptr, partner, is_pair, D, WIDTH, True).to(tl.float32)
+        dx -= y * weight[:, None]
+    dx *= s
+    along = tl.sum(x * dx, 1)
+    if ALONG:
+        tl.store(along_ptr + row, along, mask=is_row)
+    if NORMALIZE:  # the part along the row goes, the rest is divided by the row's length
+        length = tl.load(inverse_ptr + row, mask=is_row, other=0.0)
+        dx = (dx - x * along[:, None]) * length[:, None]
+    if STORE:
+        store_rows(dx_ptr, row, is_row, dx, D, WIDTH)
+
+
+@triton.jit(do_not_specialize=["B", "R", "C", "offset", "stats_rows", "batch_stride", "row_stride"])
+def finish_gradient_kernel(
+    x_ptr, y_ptr, x_unit_ptr, y_unit_ptr, x_inverse_ptr, y_inverse_ptr, temperature, factor,
+    x_stats_ptr, y_stats_ptr, upstream_ptr, x_sum_ptr, y_sum_ptr, dx_ptr, dy_ptr, along_ptr,
+    B, R, C, offset, stats_rows, batch_stride, row_stride,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NORMALIZE: tl.constexpr,
+    OWN: tl.constexpr, OTHER: tl.constexpr, FORWARD: tl.constexpr, X: tl.constexpr,
+    Y: tl.constexpr, Y_SUM: tl.constexpr, ALONG: tl.constexpr,
+):  # fmt: skip
+    """Positives, temperature and normalisation, for rows x and then for their partners y.
+
+    dx_i = factor / T (sum over negatives - (g_i share_i if OWN, + g_m share_m if OTHER) y_m)
+    """
+    s = factor * inverse_temperature(temperature)
+    block = tl.program_id(0)
+    x_blocks = tl.cdiv(B * R, ROWS) if X or ALONG else 0
+    if block < x_blocks:
+        _finish_side(
+            block, x_ptr, y_ptr, x_unit_ptr, y_unit_ptr, x_inverse_ptr, s, x_stats_ptr, y_stats_ptr,
+            stats_rows, upstream_ptr, batch_stride, row_stride, x_sum_ptr, dx_ptr, along_ptr,
+            B, R, C, offset, D, WIDTH, ROWS, NORMALIZE, OWN, OTHER, FORWARD, True, X, ALONG,
+        )  # fmt: skip
+    elif Y:
+        _finish_side(
+            block - x_blocks, y_ptr, x_ptr, y_unit_ptr, x_unit_ptr, y_inverse_ptr, s, y_stats_ptr,
+            x_stats_ptr, stats_rows, upstream_ptr, batch_stride, row_stride, y_sum_ptr, dy_ptr,
+            along_ptr, B, C, R, -offset, D, WIDTH, ROWS, NORMALIZE, OTHER, OWN, False, Y_SUM,
+            True, False,
+        )  # fmt: skip

@@ -4,7 +4,12 @@ from typing import NamedTuple
 
 import torch
 
-from sslops.triton_helpers import INTERPRETED, pair_gradient_kernel, row_norms_kernel
+from sslops.triton_helpers import (
+    INTERPRETED,
+    finish_gradient_kernel,
+    pair_gradient_kernel,
+    row_norms_kernel,
+)
 
 WIDEST = 256  # the accumulators of wider rows do not fit the registers
 
@@ -20,6 +25,7 @@ TILES = {
     kernel: {"half": _HALF, "tf32": _TF32, "tf32x3": _EXACT, "ieee": _EXACT}
     for kernel in ("softmax", "gradient", "triangle")
 }
+INTERPRETER_TILE = (64, 64)  # few steps: it spends its time per instruction, not per number
 
 
 def width(D):
@@ -54,6 +60,8 @@ def launch_options(kernel, x):
     """Keyword arguments of every tiled kernel for rows like x [B, rows, D]."""
     kind, D = product(x.dtype), x.shape[-1]
     rows, cols, warps, stages = TILES[kernel][kind][width(D)]
+    if INTERPRETED:
+        rows, cols = INTERPRETER_TILE
     return dict(D=D, WIDTH=width(D), ROWS=rows, COLS=cols, num_warps=warps, num_stages=stages,
                 PRECISION="ieee" if kind == "half" else kind, enable_fp_fusion=True)  # fmt: skip
 
@@ -128,41 +136,77 @@ def _launch_norms(tensors, copies, norms, firsts, copy):
     )  # fmt: skip
 
 
-def pair_gradient(
-    x, y, x_stats, y_stats, upstream, temperature, *, normalize, fixed, own=False, symmetric=False,
-    sides=(True, True), offset=None, second=None, along=False, factor=1.0,
+def pair_sums(
+    x, y, x_stats, y_stats, upstream, temperature, *, normalize, fixed, own=False,
+    symmetric=False, sides=(True, True), offset=None, second=None,
 ):  # fmt: skip
-    """Launch pair_gradient_kernel over Rows x against Rows y; returns dx, dy and along.
+    """Launch pair_gradient_kernel over Rows x against Rows y; returns their sums over negatives.
 
     Args:
         x_stats, y_stats: [3, rows] as softmax_rows leaves them (views of one tensor).
         upstream: [B, rows of y], the gradient of the loss of each row, any strides.
         own: x are queries as well, not only candidates of y.
-        symmetric: also give dy, by the same kernel with x and y exchanged; `sides` says which.
+        symmetric: also the sums of y, by the same kernel with x and y exchanged.
+        sides: which of x and y to do, if symmetric.
         offset: x_i and y_{i + offset} are a positive pair (the sum wraps if x is as long as y).
         second: x_i and y_{i + second} are no pair at all.
-        along: also give <unit x_i, its gradient before the normalisation>.
     """
     B, R, _ = x.x.shape
     options = launch_options("gradient", x.x)
-    count = sum(sides) if symmetric else 1
-    dx = torch.empty_like(x.x) if sides[0] or not symmetric else x.x.new_empty(0)
-    dy = torch.empty_like(y.x) if symmetric and sides[1] else x.x.new_empty(0)
-    along_rows = x.x.new_empty((count, B, R) if along else 0, dtype=torch.float32)
-    grid = count * B * ceil_div(R, options["ROWS"])
-    if not grid:
-        return dx, dy, along_rows
-    largest = upstream
-    if x.x.dtype == torch.float16 and upstream.numel():
-        largest = torch.linalg.vector_norm(upstream, torch.inf)
-    pair_gradient_kernel[(grid,)](
-        x.x, y.x, x.unit, y.unit, x.inverse, y.inverse, temperature, x_stats, y_stats, upstream,
-        largest, dx, dy, along_rows, B, R, y.x.shape[1], offset or 0, second or 0,
-        x_stats.stride(0), 0 if sides[0] else 1, *upstream.stride(), factor,
-        NORMALIZE=normalize, FIXED=fixed, OWN=own, SYMMETRIC=symmetric,
-        PAIRED=offset is not None, SECOND=second is not None, ALONG=along, **options,
-    )  # fmt: skip
-    return dx, dy, along_rows[:1]
+    wanted = sides if symmetric else (True, False)
+    x_sum, y_sum = (
+        rows.x.new_empty(rows.x.shape if want else 0, dtype=torch.float32)
+        for rows, want in zip((x, y), wanted, strict=True)
+    )
+    grid = sum(wanted) * B * ceil_div(R, options["ROWS"])
+    if grid:
+        pair_gradient_kernel[(grid,)](
+            x.x, y.x, x.unit, y.unit, temperature, x_stats, y_stats, upstream,
+            _largest(upstream, x.x.dtype), x_sum, y_sum, B, R, y.x.shape[1], offset or 0,
+            second or 0, x_stats.stride(0), 0 if wanted[0] else 1, *upstream.stride(),
+            NORMALIZE=normalize, FIXED=fixed, OWN=own, SYMMETRIC=symmetric,
+            PAIRED=offset is not None, SECOND=second is not None, **options,
+        )  # fmt: skip
+    return x_sum, y_sum
+
+
+def _largest(upstream, dtype):
+    """The largest upstream gradient, which only float16 needs, as a 0-d tensor."""
+    if dtype != torch.float16 or not upstream.numel():
+        return upstream
+    return torch.linalg.vector_norm(upstream, torch.inf)
+
+
+def finish_gradients(
+    x, y, sums, x_stats, y_stats, upstream, temperature, *, normalize, own=True, other=False,
+    forward=False, needs=(True, True), along=False, offset=0, factor=1.0,
+):  # fmt: skip
+    """Launch finish_gradient_kernel: dx, dy and, for the temperature, along = <unit x, dx>.
+
+    Args:
+        sums: of x and y over their negatives, from pair_sums; y's may be None: no negatives.
+        own, other: whether x, and whether y, are queries with a softmax of their own.
+        forward: the sums of x are the key sums of the forward pass.
+        needs: which of dx and dy to compute; the other is empty.
+    """
+    B, R, D = x.x.shape
+    dx, dy = (torch.empty_like(rows.x) if need else rows.x.new_empty(0)
+              for rows, need in zip((x, y), needs, strict=True))  # fmt: skip
+    along_rows = x.x.new_empty(B * R if along else 0, dtype=torch.float32)
+    size, (x_sum, y_sum) = width(D), sums
+    block = max(1, 4096 // size)
+    grid = ceil_div(B * R, block) * (needs[0] or along)
+    grid += ceil_div(B * y.x.shape[1], block) * needs[1]
+    if grid:
+        finish_gradient_kernel[(grid,)](
+            x.x, y.x, x.unit, y.unit, x.inverse, y.inverse, temperature, factor, x_stats, y_stats,
+            upstream, x_sum, x_sum if y_sum is None else y_sum, dx, dy, along_rows,
+            B, R, y.x.shape[1], offset, x_stats.stride(0), *upstream.stride(),
+            D=D, WIDTH=size, ROWS=block, NORMALIZE=normalize, OWN=own, OTHER=other,
+            FORWARD=forward, X=needs[0], Y=needs[1], Y_SUM=y_sum is not None, ALONG=along,
+            num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
+    return dx, dy, along_rows
 
 
 def refuse_second_derivative(backward):

@@ -5,7 +5,7 @@ import functools
 import torch
 
 from sslops import triton_launch as launch
-from sslops.ops.info_nce._triton_kernels import row_gradient, softmax_rows
+from sslops.ops.info_nce._triton_kernels import softmax_rows
 from sslops.ops.info_nce.reference import InfoNCERows
 
 
@@ -80,32 +80,49 @@ def _backward(
 ):  # fmt: skip
     T = temperature if temperature_tensor is None else temperature_tensor
     fixed = _is_fixed(query.dtype, T, normalize, symmetric)
-    pair = functools.partial(launch.pair_gradient, temperature=T, upstream=upstream,
-                             normalize=normalize, fixed=fixed)  # fmt: skip
-    needs_q, needs_p, needs_k, needs_t = needs
     tensors = _present(query, positive_key, negative_keys)
-    dk = query.new_empty(0)
     with torch.cuda.device_of(query):
-        (q, p, *rest), _ = launch.prepare_rows(tensors, normalize, norms)
+        inputs, _ = launch.prepare_rows(tensors, normalize, norms)
+        common = dict(upstream=upstream, temperature=T, normalize=normalize)
         if symmetric:
-            row, column = stats.tensor_split(2, 1)
-            dq, dp, along = pair(
-                q, p, row, column, own=True, symmetric=True, along=needs_t, offset=0, factor=0.5,
-                sides=(needs_q or not needs_p, needs_p),
-            )  # fmt: skip
+            dq, dp, along = _two_sided(*inputs, stats, needs, fixed, common)
+            dk = query.new_empty(0)
         else:
-            dq, dp, along = row_gradient(
-                q, p, T, stats, key_sum, upstream, normalize=normalize, offset=positive_offset,
-                needs=(needs_q, needs_p and bool(rest), needs_t),
+            q, p, *negatives = inputs
+            dq, dp, dk, along = _one_sided(
+                q, p, negatives[0] if negatives else None, stats, key_sum, needs, fixed,
+                positive_offset, exclude_offset, common,
             )  # fmt: skip
-            if needs_k:
-                dk = pair(rest[0], q, stats, stats)[0]
-            elif needs_p and not rest:
-                second = None if exclude_offset is None else -exclude_offset
-                dp = pair(p, q, stats, stats, offset=-positive_offset, second=second)[0]
         # z = <q, k> / T is linear in q, so T dL/dT = - sum_i <q_i, dL/dq_i>: no pass of its own.
-        dT = (-along.sum() / T).to(T.dtype) if needs_t else along
+        dT = (-along.sum() / T).to(T.dtype) if needs[3] else along
     return dq, dp, dk, dT
+
+
+def _two_sided(q, k, stats, needs, fixed, common):
+    """Both softmaxes from one recomputed tile: gradients of queries and keys."""
+    stats = stats.tensor_split(2, 1)
+    sides = (needs[0] or needs[3], needs[1])
+    sums = launch.pair_sums(q, k, *stats, fixed=fixed, own=True, symmetric=True, sides=sides,
+                            offset=0, **common)  # fmt: skip
+    return launch.finish_gradients(q, k, sums, *stats, other=True, needs=needs[:2], along=needs[3],
+                                   factor=0.5, **common)  # fmt: skip
+
+
+def _one_sided(q, p, negatives, stats, key_sum, needs, fixed, offset, exclude, common):
+    """Queries from the forward pass' key sums; one pass over queries for the keys."""
+    p_sum, dk = None, q.x.new_empty(0)
+    if needs[2]:
+        k_sum, _ = launch.pair_sums(negatives, q, stats, stats, fixed=fixed, **common)
+        dk, _, _ = launch.finish_gradients(negatives, q, (k_sum, None), stats, stats, own=False,
+                                           needs=(True, False), **common)  # fmt: skip
+    elif needs[1] and negatives is None:
+        p_sum, _ = launch.pair_sums(p, q, stats, stats, fixed=fixed, offset=-offset,
+                                    second=None if exclude is None else -exclude, **common)  # fmt: skip
+    dq, dp, along = launch.finish_gradients(
+        q, p, (key_sum, p_sum), stats, stats, forward=True, needs=needs[:2], along=needs[3],
+        offset=offset, **common,
+    )  # fmt: skip
+    return dq, dp, dk, along
 
 
 @_backward.register_fake

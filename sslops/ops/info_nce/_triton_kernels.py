@@ -38,11 +38,10 @@ def _load_queries(
     q = load_rows(q_ptr, i, i < N, D, WIDTH, True)
     p = load_rows(p_ptr, match, match < P, D, WIDTH, True)
     scale = shift * load_units(q_unit_ptr, i, i < N, NORMALIZE)
-    p_unit = load_units(p_unit_ptr, match, match < P, NORMALIZE)
-    t = dot(q, tl.trans(p), None, PRECISION) * p_unit[None, :]
+    t = dot(q, tl.trans(p), None, PRECISION)
     column = tl.arange(0, i.shape[0])
     positive = tl.sum(tl.where(column[:, None] == column[None, :], t, 0.0), 1)
-    return q, scale, positive
+    return q, scale, positive * load_units(p_unit_ptr, match, match < P, NORMALIZE)
 
 
 @triton.jit
@@ -188,47 +187,6 @@ def combine_splits_kernel(
         store_rows(key_sum_ptr, out, out < rows, key_sum, D, WIDTH)
 
 
-@triton.jit(do_not_specialize=["B", "N", "P", "offset", "batch_stride", "row_stride"])
-def row_gradient_kernel(
-    q_ptr, p_ptr, q_unit_ptr, p_unit_ptr, q_inverse_ptr, p_inverse_ptr, temperature,
-    stats_ptr, key_sum_ptr, upstream_ptr, dq_ptr, dp_ptr, along_ptr,
-    B, N, P, offset, batch_stride, row_stride,
-    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NORMALIZE: tl.constexpr,
-    QUERY: tl.constexpr, ALONG: tl.constexpr, POSITIVE: tl.constexpr,
-):  # fmt: skip
-    """Query gradient from the forward pass' key sums; gradient of positives that stand apart."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    rows = B.to(tl.int64) * N
-    is_row = row < rows
-    batch, i = row // N, row % N
-    match = batch * P + i + offset
-    s = inverse_temperature(temperature)
-    g = tl.load(upstream_ptr + batch * batch_stride + i * row_stride, mask=is_row, other=0.0)
-    share = tl.load(stats_ptr + 2 * rows + row, mask=is_row, other=0.0) * g
-    q_unit = load_units(q_unit_ptr, row, is_row, NORMALIZE)
-    p_unit = load_units(p_unit_ptr, match, is_row, NORMALIZE)
-    q = load_rows(q_ptr, row, is_row, D, WIDTH, True).to(tl.float32) * q_unit[:, None]
-    p = load_rows(p_ptr, match, is_row, D, WIDTH, True).to(tl.float32) * p_unit[:, None]
-    if QUERY or ALONG:
-        inverse = tl.load(stats_ptr + rows + row, mask=is_row, other=0.0) * g
-        key_sum = load_rows(key_sum_ptr, row, is_row, D, WIDTH, True)
-        dq = s * (key_sum * inverse[:, None] - p * share[:, None])
-        along = tl.sum(q * dq, 1)
-        if ALONG:
-            tl.store(along_ptr + row, along, mask=is_row)
-        if QUERY:
-            if NORMALIZE:
-                length = tl.load(q_inverse_ptr + row, mask=is_row, other=0.0)
-                dq = (dq - q * along[:, None]) * length[:, None]
-            store_rows(dq_ptr, row, is_row, dq, D, WIDTH)
-    if POSITIVE:
-        dp = q * (-s * share)[:, None]
-        if NORMALIZE:
-            length = tl.load(p_inverse_ptr + match, mask=is_row, other=0.0)
-            dp = (dp - p * tl.sum(p * dp, 1)[:, None]) * length[:, None]
-        store_rows(dp_ptr, row, is_row, dp, D, WIDTH)
-
-
 MOST_SPLITS = 64  # the kernel that combines them holds one row's parts in registers
 
 
@@ -275,22 +233,3 @@ def softmax_rows(
             SLOTS=launch.power_of_two(splits), num_warps=8, enable_fp_fusion=True, **flags,
         )  # fmt: skip
     return *outputs, sums
-
-
-def row_gradient(q, p, temperature, stats, key_sum, upstream, *, normalize, offset, needs):
-    """Launch row_gradient_kernel: dq, dp and along = <unit q, dq>, each only if needed."""
-    B, N, D = q.x.shape
-    query, positive, along = needs
-    dq = torch.empty_like(q.x) if query else q.x.new_empty(0)
-    dp = torch.empty_like(q.x) if positive else q.x.new_empty(0)
-    along_rows = q.x.new_empty(B * N if along else 0, dtype=torch.float32)
-    size = launch.width(D)
-    block = max(1, 4096 // size)
-    if B * N:
-        row_gradient_kernel[(launch.ceil_div(B * N, block),)](
-            q.x, p.x, q.unit, p.unit, q.inverse, p.inverse, temperature, stats, key_sum, upstream,
-            dq, dp, along_rows, B, N, p.x.shape[1], offset, *upstream.stride(), D=D, WIDTH=size,
-            ROWS=block, NORMALIZE=normalize, QUERY=query, POSITIVE=positive, ALONG=along,
-            num_warps=8, enable_fp_fusion=True,
-        )  # fmt: skip
-    return dq, dp, along_rows
