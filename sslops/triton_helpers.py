@@ -101,14 +101,28 @@ def plan_tiles(C, second, ROWS: tl.constexpr, COLS: tl.constexpr,
 
 
 @triton.jit
-def is_candidate(is_row, is_col, j, first_pair, second_pair,
-                 HAS_FIRST: tl.constexpr, HAS_SECOND: tl.constexpr):  # fmt: skip
-    """[rows, cols]: real rows and columns that are none of the special pairs."""
-    keep = is_row[:, None] & is_col[None, :]
+def _is_other(column, pair, first, C):
+    """[rows, cols]: not row's `pair`, where column 0 shows candidate `first` (modulo C)."""
+    place = tl.where((pair >= 0) & (pair < C), pair - first, -(2**30))[:, None]
+    return (column != place) & (column != place + C)
+
+
+@triton.jit
+def is_candidate(
+    is_row, place, first, C, first_pair, second_pair,
+    COLS: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_SECOND: tl.constexpr,
+):  # fmt: skip
+    """[rows, cols]: real rows and columns that are none of the special pairs.
+
+    The tile shows the candidates at places `place`, `place` + 1, ... of the circle from `first`.
+    Places are compared, not candidates: an index per column would cost registers.
+    """
+    column = tl.arange(0, COLS)[None, :]
+    keep = is_row[:, None] & (column < C - place)
     if HAS_FIRST:
-        keep &= j[None, :] != first_pair[:, None]
+        keep &= _is_other(column, first_pair, first + place, C)
     if HAS_SECOND:
-        keep &= j[None, :] != second_pair[:, None]
+        keep &= _is_other(column, second_pair, first + place, C)
     return keep
 
 
@@ -243,7 +257,7 @@ def pair_gradient_kernel(
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for MASKED in tl.static_range(2):
         steps = a + c - b + tiles - tail if MASKED else tail - c + b - a
-        for step in range(steps):
+        for step in tl.range(steps, num_stages=1 if MASKED else None):
             tile = masked_tile(step, a, b, c, tail) if MASKED else plain_tile(step, a, b, c)
             r = tile * COLS + tl.arange(0, COLS)
             j = tl.where(first + r >= C, first + r - C, first + r)
@@ -255,7 +269,7 @@ def pair_gradient_kernel(
             G = _pair_weights(t, shift * x_unit, shift * y_unit, x_unit, y_unit, x_top, y_top,
                               x_weight, y_weight, shift, OWN, FIXED)  # fmt: skip
             if MASKED:
-                keep = is_candidate(is_row, r < C, j, match, i + second, PAIRED, SECOND)
+                keep = is_candidate(is_row, tile * COLS, first, C, match, i + second, COLS, PAIRED, SECOND)
                 G = tl.where(keep, G, 0.0)
             acc = dot(G.to(y.dtype), y, acc, PRECISION)
     store_rows(x_sum_ptr + batch * R * D, i, is_row, acc / loudness, D, WIDTH)

@@ -25,7 +25,7 @@ TILES = {
     kernel: {"half": _HALF, "tf32": _TF32, "tf32x3": _EXACT, "ieee": _EXACT}
     for kernel in ("softmax", "gradient", "triangle")
 }
-INTERPRETER_TILE = (64, 64)  # few steps: it spends its time per instruction, not per number
+INTERPRETER_TILE = (128, 128)  # few steps: it spends its time per instruction, not per number
 
 
 def width(D):

@@ -109,7 +109,8 @@ def softmax_rows_kernel(
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for MASKED in tl.static_range(2):
         steps = a + c - b + tiles - tail if MASKED else tail - c + b - a
-        for step in range(steps * split // SPLITS, steps * (split + 1) // SPLITS):
+        low, high = steps * split // SPLITS, steps * (split + 1) // SPLITS
+        for step in tl.range(low, high, num_stages=1 if MASKED else None):
             tile = masked_tile(step, a, b, c, tail) if MASKED else plain_tile(step, a, b, c)
             r = tile * COLS + tl.arange(0, COLS)
             j = tl.where(first + r >= M, first + r - M, first + r)
@@ -117,7 +118,7 @@ def softmax_rows_kernel(
             unit = load_units(k_unit_ptr, j, r < M, NORMALIZE)
             t = dot(q, tl.trans(k), None, PRECISION) * unit[None, :]
             if MASKED:
-                keep = is_candidate(i < N, r < M, j, match, i + exclude, not APART, EXCLUDE)
+                keep = is_candidate(i < N, tile * COLS, first, M, match, i + exclude, COLS, not APART, EXCLUDE)
                 t = tl.where(keep, t, -float("inf"))
             if RANK:
                 rank += tl.sum((t > positive[:, None]).to(tl.int32), 1)
