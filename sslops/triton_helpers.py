@@ -167,7 +167,7 @@ def row_norms_kernel(
     inverse = tl.where(is_zero, 0.0, tl.div_rn(1.0, tl.where(is_zero, 1.0, norm)))
     tl.store(inverse_ptr + first + i, inverse, mask=is_row)
     if COPY:
-        power = tl.where(inverse > 0, tl.exp2(tl.floor(tl.log2(inverse))), 1.0)
+        power = tl.exp2(tl.floor(tl.log2(tl.where(inverse > 0, inverse, 1.0))))
         tl.store(unit_ptr + first + i, tl.div_rn(inverse, power), mask=is_row)
         store_rows(x_copy_ptr, i, is_row, x * power[:, None], D, WIDTH)
 
@@ -257,7 +257,7 @@ def pair_gradient_kernel(
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for MASKED in tl.static_range(2):
         steps = a + c - b + tiles - tail if MASKED else tail - c + b - a
-        for step in tl.range(steps, num_stages=1 if MASKED else None):
+        for step in range(steps):
             tile = masked_tile(step, a, b, c, tail) if MASKED else plain_tile(step, a, b, c)
             r = tile * COLS + tl.arange(0, COLS)
             j = tl.where(first + r >= C, first + r - C, first + r)
@@ -269,7 +269,9 @@ def pair_gradient_kernel(
             G = _pair_weights(t, shift * x_unit, shift * y_unit, x_unit, y_unit, x_top, y_top,
                               x_weight, y_weight, shift, OWN, FIXED)  # fmt: skip
             if MASKED:
-                keep = is_candidate(is_row, tile * COLS, first, C, match, i + second, COLS, PAIRED, SECOND)
+                keep = is_candidate(
+                    is_row, tile * COLS, first, C, match, i + second, COLS, PAIRED, SECOND
+                )
                 G = tl.where(keep, G, 0.0)
             acc = dot(G.to(y.dtype), y, acc, PRECISION)
     store_rows(x_sum_ptr + batch * R * D, i, is_row, acc / loudness, D, WIDTH)

@@ -25,6 +25,7 @@ TILES = {
     kernel: {"half": _HALF, "tf32": _TF32, "tf32x3": _EXACT, "ieee": _EXACT}
     for kernel in ("softmax", "gradient", "triangle")
 }
+MOST_SPLITS = 64  # the kernel that combines them holds one row's parts in registers
 INTERPRETER_TILE = (128, 128)  # few steps: it spends its time per instruction, not per number
 
 
@@ -47,6 +48,11 @@ def processors(device):
     return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def choose_splits(row_blocks, key_tiles, device):
+    """How many programs share the keys of one block of rows, so that few queries fill a GPU."""
+    return max(1, min(processors(device) // row_blocks, key_tiles // 4, MOST_SPLITS))
+
+
 def product(dtype):
     """How rows of this dtype are multiplied (a key of TILES)."""
     if dtype != torch.float32:
@@ -54,6 +60,15 @@ def product(dtype):
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[
         torch.get_float32_matmul_precision()
     ]
+
+
+def is_fixed(temperature, normalize):
+    """Whether 1/T, the largest possible logit, may be the shift of all exponentials of a loss.
+
+    It spares the running maximum, and one exponential serves both sides of a pair. The smallest
+    exponential, e^{-2/T}, must not vanish in float32; a tensor's T is not known here.
+    """
+    return normalize and isinstance(temperature, float) and temperature >= 1 / 32
 
 
 def launch_options(kernel, x):
@@ -207,6 +222,15 @@ def finish_gradients(
             num_warps=8, enable_fp_fusion=True,
         )  # fmt: skip
     return dx, dy, along_rows
+
+
+def fake_gradients(inputs, needs):
+    """What a backward operator returns, for torch.compile: nothing where not needed."""
+    return tuple(
+        torch.empty_like(x, memory_format=torch.contiguous_format) if need
+        else inputs[0].new_empty(0)
+        for x, need in zip(inputs, needs, strict=True)
+    )  # fmt: skip
 
 
 def refuse_second_derivative(backward):

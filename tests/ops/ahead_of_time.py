@@ -5,11 +5,8 @@
 Runs in a process of its own: kernels decorated under TRITON_INTERPRET cannot be compiled.
 """
 
-import itertools
-import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from triton.compiler import ASTSource
 
 from sslops import triton_helpers as shared
 from sslops import triton_launch as launch
-from sslops.ops.info_nce import _triton_kernels as info_nce
+from sslops.ops.info_nce import _triton as info_nce
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
