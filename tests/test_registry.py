@@ -1,5 +1,6 @@
 """How backends are found, chosen, forced and reported."""
 
+import copy
 import importlib.util
 import os
 import subprocess
@@ -19,7 +20,7 @@ z = torch.randn(4, 8)
 @pytest.fixture
 def op(monkeypatch):
     """An op with one backend that runs nothing, one that is not installed and two that run."""
-    op = registry.Op("info_nce", ["reference"])
+    op = copy.copy(registry.OPS["info_nce"])
     op.order = ["triton", "cpu", "chunked", "reference"]
     op.missing = {"triton": "triton is not installed"}
     op.backends = {
