@@ -197,7 +197,7 @@ def gather_tokens(x, ids_keep, *, num_prefix_tokens=0, backend=None):
         [3.0, 0.0]
     """
     checks.check_tokens("x", x, num_prefix_tokens)
-    checks.check_ids("ids_keep", ids_keep, len(x), x.device, x.shape[1] - num_prefix_tokens)
+    checks.check_ids("ids_keep", ids_keep, len(x), x.device)
     return _gather_tokens(backend, x, ids_keep, num_prefix_tokens)
 
 
@@ -226,8 +226,8 @@ def gather_patches(images, ids_keep, patch_size, *, backend=None):
         >>> print(sslops.gather_patches(images, torch.tensor([[1]]), 2).tolist())
         [[[2.0, 3.0, 6.0, 7.0]]]
     """
-    length = checks.check_images(images, patch_size)
-    checks.check_ids("ids_keep", ids_keep, len(images), images.device, length)
+    checks.check_images(images, patch_size)
+    checks.check_ids("ids_keep", ids_keep, len(images), images.device)
     return _gather_patches(backend, images, ids_keep, patch_size)
 
 

@@ -57,7 +57,7 @@ def check_like(name, value, x, shapes):
 
 
 def check_images(images, patch_size):
-    """A floating tensor [B, C, H, W] that patches tile; returns their number."""
+    """A floating tensor [B, C, H, W] that patches tile."""
     check_rows("images", images)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, C, H, W]; got {describe(images)}")
@@ -65,7 +65,6 @@ def check_images(images, patch_size):
     H, W = images.shape[2:]
     if H % patch_size or W % patch_size:
         raise ValueError(f"patch_size must divide H = {H} and W = {W}; got {patch_size}")
-    return (H // patch_size) * (W // patch_size)
 
 
 def count_kept(length, mask_ratio):
