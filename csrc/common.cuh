@@ -180,6 +180,13 @@ SSLOPS_BOTH void bitonic_exchange(uint64_t* keys, uint32_t pair, uint32_t size, 
   }
 }
 
+// Whether the step after this one reads only what the same warp wrote. The 32 lanes of a warp hold
+// neighbouring pairs, so with strides up to 32 they stay within their own 64 keys.
+SSLOPS_BOTH bool next_exchange_stays_in_warp(uint32_t size, uint32_t stride) {
+  const uint32_t next_stride = stride > 1 ? stride / 2 : size;
+  return stride <= 32 && next_stride <= 32;
+}
+
 SSLOPS_BOTH uint32_t next_power_of_two(uint32_t count) {
   uint32_t power = 1;
   while (power < count) power *= 2;
@@ -289,10 +296,7 @@ __device__ __forceinline__ void block_sort(uint64_t* keys, uint32_t count) {
     for (uint32_t stride = size / 2; stride > 0; stride /= 2) {
       for (uint32_t pair = threadIdx.x; pair < count / 2; pair += blockDim.x)
         bitonic_exchange(keys, pair, size, stride);
-      // With strides up to 32 a warp reads and writes only the 64 keys of its own 32 pairs, in this
-      // step and in the next one, so the other warps need not wait.
-      const uint32_t next_stride = stride > 1 ? stride / 2 : size;
-      if (stride <= 32 && next_stride <= 32) {
+      if (next_exchange_stays_in_warp(size, stride)) {
         __syncwarp();
       } else {
         __syncthreads();

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from masking_helpers import by_backend, compiled
+from masking_helpers import COMPILED, by_backend, compiled
 
 import sslops
 
@@ -26,30 +26,33 @@ def test_derivatives_of_the_specification(masked):
         assert torch.autograd.gradcheck(patches, [double(2, 3, 4, 4)])
 
 
-@compiled
-def test_ops_pass_opcheck(backend):
-    x, noise = torch.randn(2, 7, 5, requires_grad=True), torch.rand(2, 6)
-    ids_keep, ids_restore, _ = sslops.sample_mask(2, 6, 0.5, noise=noise)
-    step, token = torch.tensor(3), torch.randn(5, requires_grad=True)
-    position = torch.randn(1, 7, 5, requires_grad=True)
-    x_kept = torch.randn(2, 4, 5, requires_grad=True)
-    images = torch.randn(2, 3, 8, 8, requires_grad=True)
-    ops = torch.ops.sslops
-    for op, arguments in (
-        (ops.random_masking, (x, noise, 0, 0, None, 0, 3, 1)),
-        (ops.random_masking, (x, None, 5, 0, step, 2, 3, 1)),
-        (ops.select_rows, (x, ids_keep, 1, True)),
-        (ops.scatter_rows, (x_kept, ids_keep, 6, 1, torch.float32)),
-        (ops.restore_tokens, (x_kept, ids_restore, token, position, 1)),
-        (ops.restore_gradients, (x.detach(), ids_restore, 3, 1, True, True)),
-        (ops.restore_gradients, (x.detach(), ids_restore, 3, 1, False, False)),
-        (ops.gather_patches, (images, ids_keep % 4, 4)),
-        (ops.scatter_patches, (torch.randn(2, 2, 48), ids_keep[:, :2] % 4, 3, 8, 8, 4)),
-    ):
-        if op is ops.scatter_patches or op is ops.gather_patches:
-            ids = torch.tensor([[1, 0], [2, 3]])
-            arguments = (arguments[0], ids, *arguments[2:])
-        torch.library.opcheck(op, arguments)
+def opcheck_arguments():
+    """Name of an op and its arguments: B = 2, L = 6, P = 1, D = 5, two patches of four."""
+    x, x_kept = torch.randn(2, 7, 5, requires_grad=True), torch.randn(2, 4, 5, requires_grad=True)
+    token, position = torch.randn(5, requires_grad=True), torch.randn(1, 7, 5, requires_grad=True)
+    images, patches = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 2, 48)
+    ids_keep, ids_restore, _ = sslops.sample_mask(2, 6, 0.5)
+    ids_patch, noise = torch.tensor([[1, 0], [2, 3]]), torch.rand(2, 6)
+    return [
+        ("random_masking", x, noise, 0, 0, None, 0, 3, 1),
+        ("random_masking", x, None, 5, 0, torch.tensor(3), 2, 3, 1),
+        ("select_rows", x, ids_keep, 1, True),
+        ("select_rows", x_kept, ids_restore, 1, False),
+        ("scatter_rows", x_kept, ids_keep, 6, 1, torch.float32),
+        ("restore_tokens", x_kept, ids_restore, token, position, 1),
+        ("restore_tokens", x_kept, ids_restore, token, None, 1),
+        ("restore_gradients", x.detach(), ids_restore, 3, 1, True, True),
+        ("restore_gradients", x.detach(), ids_restore, 3, 1, False, False),
+        ("gather_patches", images, ids_patch, 4),
+        ("scatter_patches", patches, ids_patch, 3, 8, 8, 4),
+    ]
+
+
+@pytest.mark.skipif(not COMPILED, reason="sslops._C is not built")
+@pytest.mark.parametrize("call", opcheck_arguments(), ids=lambda call: call[0])
+def test_ops_pass_opcheck(call):
+    name, *arguments = call
+    torch.library.opcheck(getattr(torch.ops.sslops, name), tuple(arguments))
 
 
 @by_backend

@@ -94,3 +94,26 @@ def test_only_the_wanted_gradients_of_restore_tokens(wanted, backend):
         assert (ours[name] is None) == (name not in wanted)
         if name in wanted:
             torch.testing.assert_close(ours[name], plain[name])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_becomes_the_float_that_torch_makes_of_it(dtype, backend):
+    halves = torch.arange(2**16).to(torch.uint16).view(dtype).reshape(1, 256, 256)
+    ids, token = torch.arange(256)[None], torch.zeros(256)
+    ours = sslops.restore_tokens(halves, ids, token, backend=backend)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours.nan_to_num(7.0), halves.float().nan_to_num(7.0))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_floats_are_rounded_to_halves_as_torch_rounds(dtype, backend):
+    # All exponents, with mantissas that lie on, just under and just over the ties.
+    high = torch.arange(2**16, dtype=torch.int64)[:, None] << 16
+    low = torch.tensor([0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    floats = (high + low).to(torch.uint32).view(torch.float32).reshape(1, 2**16, -1)
+    ids = torch.arange(2**16)[None]
+    ours = torch.ops.sslops.scatter_rows(floats, ids, 2**16, 0, dtype)
+    assert torch.equal(ours.nan_to_num(7.0), floats.to(dtype).nan_to_num(7.0))
+    assert torch.equal(ours.isnan(), floats.isnan())
