@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "binding.h"
+#include "key_queue.h"
 #include "masking.h"
 
 namespace py = pybind11;
@@ -17,6 +18,7 @@ PYBIND11_MODULE(_C, m) {
   def_cpu(m, "cpu_restore_gradients", cpu::restore_gradients);
   def_cpu(m, "cpu_gather_patches", cpu::gather_patches);
   def_cpu(m, "cpu_scatter_patches", cpu::scatter_patches);
+  def_cpu(m, "cpu_enqueue", cpu::enqueue);
 #ifdef SSLOPS_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_runs_on", cuda::runs_on);
@@ -27,6 +29,7 @@ PYBIND11_MODULE(_C, m) {
   def_cuda(m, "cuda_restore_gradients", cuda::restore_gradients);
   def_cuda(m, "cuda_gather_patches", cuda::gather_patches);
   def_cuda(m, "cuda_scatter_patches", cuda::scatter_patches);
+  def_cuda(m, "cuda_enqueue", cuda::enqueue);
 #else
   m.attr("has_cuda") = false;
 #endif

@@ -202,6 +202,18 @@ SSLOPS_BOTH int64_t ring_slot(int64_t pointer, int64_t offset, int64_t size) {
   const int64_t start = pointer % size;
   return ((start < 0 ? start + size : start) + offset) % size;
 }
+// The same for offset <= size from a slot of the ring: without a division.
+SSLOPS_BOTH int64_t next_slot(int64_t slot, int64_t offset, int64_t size) {
+  return slot + offset < size ? slot + offset : slot + offset - size;
+}
+
+// An element of a key on its way into the queue; a row up to this norm counts as zero
+// (sslops.unit_rows).
+constexpr float kSmallestNorm = 1e-12f;
+template <typename To, typename From>
+SSLOPS_BOTH To scaled_key(From value, float norm) {
+  return norm <= kSmallestNorm ? from_float<To>(0.0f) : from_float<To>(to_float(value) / norm);
+}
 
 // Where an element of a patch lies; elements run over rows, columns, channels (mae's patchify).
 struct PatchElement {

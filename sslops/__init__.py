@@ -2,6 +2,7 @@
 
 from sslops.counter_generator import CounterGenerator
 from sslops.ops.info_nce import InfoNCEStats, info_nce
+from sslops.ops.key_queue import KeyQueue
 from sslops.ops.masking import (
     MaskIds,
     gather_patches,
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CounterGenerator",
     "InfoNCEStats",
+    "KeyQueue",
     "MaskIds",
     "backends",
     "gather_patches",
