@@ -159,6 +159,8 @@ def _(upstream, query, keys, temperature, loss, positive, dq, dk, positive_offse
 def _save(ctx, inputs, output):
     query, _, keys, _, temperature, _, *ctx.offsets = inputs[:8]
     loss, positive, _, dq, dk = output
+    if not ctx.needs_input_grad[2]:  # a queue: it may be written to before backward
+        keys = keys.new_empty(keys.shape[0], 0, keys.shape[2])
     ctx.save_for_backward(query, keys, temperature, loss, positive, dq, dk)
     ctx.set_materialize_grads(False)
 
