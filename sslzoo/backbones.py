@@ -29,7 +29,7 @@ class ConvNet(nn.Module):
     Blocks two and three halve the map: 16, 8, 4, 4 for images of 16 x 16.
     """
 
-    def __init__(self, channels=3, width=64):
+    def __init__(self, channels=3, width=32):
         super().__init__()
         sizes = [channels, width, 2 * width, 4 * width, 4 * width]
         self.blocks = nn.Sequential(*(
@@ -54,7 +54,7 @@ def conv_block(in_channels, out_channels, stride):
 
 
 def convnet4(image_size, channels, **options):
-    """The demo's encoder, 0.96 M parameters at width 64."""
+    """The demo's encoder, 0.24 M parameters."""
     return ConvNet(channels, **options)
 
 

@@ -37,8 +37,8 @@ static void finish_dk(const OneSided& p, const float* q, const Buffer& along,
 void info_nce_forward(const float* q, const float* positive_key, const float* key,
                       const float* key_norm, int64_t B, int64_t N, int64_t M, int64_t D,
                       int64_t positive_offset, int64_t exclude_offset, float scale, bool bounded,
-                      int64_t height, int threads, float* loss, float* positive, int64_t* rank,
-                      float* dq, float* dk) {
+                      int64_t height, int threads, float* loss, float* positive,
+                      float* normaliser, int64_t* rank, float* dq, float* dk) {
   over_batches(B, threads, [&](int64_t b, int inner) {
     const float *q_ND = q + b * N * D, *key_MD = key + b * M * D;
     const float* positive_ND =
@@ -47,15 +47,13 @@ void info_nce_forward(const float* q, const float* positive_key, const float* ke
     float *loss_N = loss + b * N, *u_N = positive + b * N;
     OneSided p =
         one_sided(q_ND, N, M, D, positive_offset, exclude_offset, scale, bounded, inner);
-    parallel_for(N, 64, inner, [&](int64_t first, int64_t last) {
-      p.kernels.dots(q_ND + first * D, positive_ND + first * D, last - first, D, u_N + first);
-    });
+    paired_scores(p.kernels, q_ND, positive_ND, N, D, inner, u_N);
     // Keys that every strip reads again are packed once; a single strip packs them as it goes.
     if (dk || N > height) p.keys = pack(key_MD, norm_M, M, D, true, inner);
     Strip strip(p, key_MD, norm_M, std::min(height, padded(N)), rank, dq, dk);
     Buffer along(dk ? padded(M) * padded(D) : 0, 0.0f);
     for (int64_t i = 0; i < N; i += height) {
-      strip.forward(i, std::min(height, N - i), u_N, positive_ND, loss_N,
+      strip.forward(i, std::min(height, N - i), u_N, positive_ND, loss_N, normaliser + b * 2 * N,
                     rank ? rank + b * N : nullptr, dq ? dq + b * N * D : nullptr);
       if (dk) strip.add_dk(q_ND, along.data());
     }
@@ -68,15 +66,15 @@ void info_nce_forward(const float* q, const float* positive_key, const float* ke
 
 void info_nce_backward_keys(const float* q, const float* key, int64_t B, int64_t N, int64_t M,
                             int64_t D, int64_t positive_offset, int64_t exclude_offset, float scale,
-                            int threads, const float* loss, const float* positive,
+                            int threads, const float* loss, const float* normaliser,
                             const float* upstream, float* dk) {
   over_batches(B, threads, [&](int64_t b, int inner) {
-    const float *q_ND = q + b * N * D, *key_MD = key + b * M * D, *u_N = positive + b * N;
+    const float *q_ND = q + b * N * D, *key_MD = key + b * M * D, *top_N = normaliser + b * 2 * N;
     const float *loss_N = loss + b * N, *g_N = upstream + b * N;
     OneSided p = one_sided(q_ND, N, M, D, positive_offset, exclude_offset, scale, true, inner);
     std::vector<float> offset(N), factor(N);
     for (int64_t i = 0; i < N; ++i) {
-      offset[i] = static_cast<float>(loss_N[i] * kLog2E);
+      offset[i] = static_cast<float>(top_N[N + i] * kLog2E);
       factor[i] = g_N[i] * std::expm1(-loss_N[i]);
     }
     Buffer weighted_q(padded(N) * padded(D)), along(padded(M) * padded(D), 0.0f);
@@ -93,7 +91,7 @@ void info_nce_backward_keys(const float* q, const float* key, int64_t B, int64_t
         for (int64_t i = 0; i < N; i += kTileRows) {
           const int64_t rows = std::min(kTileRows, N - i);
           p.make_scores(i, rows, across.data(), c, P);
-          p.kernels.exp_rows(P, rows, padded(columns), p.k, u_N + i, &offset[i], ignored);
+          p.kernels.exp_rows(P, rows, padded(columns), p.k, top_N + i, &offset[i], ignored);
           p.kernels.add_transposed_product(P, rows, padded(columns), p.queries.D_panels,
                                            &weighted_q[i * kPanel], padded(N) * kPanel,
                                            &along[j0 * kPanel], padded(M) * kPanel);
@@ -119,52 +117,46 @@ static void over_square(int64_t N, int64_t block, int threads, const Tile& tile)
     });
 }
 
-static Side side_of(const float* x, const float* positive, int64_t N, int64_t D, bool with_along,
-                    int threads) {
-  Side side;
-  side.rows = pack(x, nullptr, N, D, with_along, threads);
-  side.positive = Buffer(side.rows.R_pad, 0.0f);
-  std::copy_n(positive, N, side.positive.data());
-  return side;
-}
-
 void info_nce_symmetric_forward(const float* q, const float* key, int64_t B, int64_t N, int64_t D,
                                 float scale, bool bounded, int64_t block, int threads,
                                 float* row_loss, float* column_loss, float* positive,
+                                float* row_normaliser, float* column_normaliser,
                                 int64_t* rank) {
   over_batches(B, threads, [&](int64_t b, int inner) {
     const float *q_ND = q + b * N * D, *key_ND = key + b * N * D;
     float* u_N = positive + b * N;
     TwoSided problem({{0, 0}, 1, false}, scale, bounded, rank != nullptr);
-    parallel_for(N, 64, inner, [&](int64_t first, int64_t last) {
-      problem.kernels.dots(q_ND + first * D, key_ND + first * D, last - first, D, u_N + first);
-    });
+    paired_scores(problem.kernels, q_ND, key_ND, N, D, inner, u_N);
     problem.choose_shift(u_N, N);
-    Side queries = side_of(q_ND, u_N, N, D, false, inner);
-    Side keys = side_of(key_ND, u_N, N, D, false, inner);
-    problem.start_forward(queries);
-    problem.start_forward(keys);
+    Side queries, keys;
+    queries.rows = pack(q_ND, nullptr, N, D, false, inner);
+    keys.rows = pack(key_ND, nullptr, N, D, false, inner);
+    problem.start_forward(queries, u_N);
+    problem.start_forward(keys, u_N);
     over_square(N, block, inner, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
       problem.forward_tile(queries, keys, i0, i1, j0, j1, false);
     });
-    problem.finish_forward(queries, row_loss + b * N, rank ? rank + b * N : nullptr);
-    problem.finish_forward(keys, column_loss + b * N, nullptr);
+    problem.finish_forward(queries, row_loss + b * N, row_normaliser + b * 2 * N,
+                           rank ? rank + b * N : nullptr);
+    problem.finish_forward(keys, column_loss + b * N, column_normaliser + b * 2 * N, nullptr);
   });
 }
 
 void info_nce_symmetric_backward(const float* q, const float* key, int64_t B, int64_t N, int64_t D,
                                  float scale, bool bounded, int64_t block, int threads,
                                  const float* row_loss, const float* column_loss,
-                                 const float* positive, const float* row_upstream,
-                                 const float* column_upstream, float* dq, float* dk) {
+                                 const float* row_normaliser, const float* column_normaliser,
+                                 const float* row_upstream, const float* column_upstream,
+                                 float* dq, float* dk) {
   over_batches(B, threads, [&](int64_t b, int inner) {
-    const float* u_N = positive + b * N;
     TwoSided problem({{0, 0}, 1, false}, scale, bounded, false);
-    problem.choose_shift(u_N, N);
-    Side queries = side_of(q + b * N * D, u_N, N, D, true, inner);
-    Side keys = side_of(key + b * N * D, u_N, N, D, true, inner);
-    problem.start_backward(queries, row_loss + b * N, row_upstream + b * N);
-    problem.start_backward(keys, column_loss + b * N, column_upstream + b * N);
+    Side queries, keys;
+    queries.rows = pack(q + b * N * D, nullptr, N, D, true, inner);
+    keys.rows = pack(key + b * N * D, nullptr, N, D, true, inner);
+    problem.start_backward(queries, row_loss + b * N, row_normaliser + b * 2 * N,
+                           row_upstream + b * N);
+    problem.start_backward(keys, column_loss + b * N, column_normaliser + b * 2 * N,
+                           column_upstream + b * N);
     over_square(N, block, inner, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
       problem.backward_tile(queries, keys, i0, i1, j0, j1, false);
     });

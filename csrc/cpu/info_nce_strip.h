@@ -74,10 +74,10 @@ class Strip {
     chunk_shift_ = Buffer(p_.chunks() * height);
   }
 
-  // Rows [i0, i0 + rows): positive [N] -> loss [N], rank [N] or null, dq [N, D] or null, for which
-  // positive_key [N, D] is read.
+  // Rows [i0, i0 + rows): positive [N] -> loss [N], normaliser [2, N], rank [N] or null, dq [N, D] or
+  // null, for which positive_key [N, D] is read.
   void forward(int64_t i0, int64_t rows, const float* positive, const float* positive_key,
-               float* loss, int64_t* rank, float* dq) {
+               float* loss, float* normaliser, int64_t* rank, float* dq) {
     i0_ = i0, rows_ = rows, positive_ = positive + i0;
     const int64_t splits = static_cast<int64_t>(splits_.size());
     parallel_for(splits, 1, p_.threads, [&](int64_t begin, int64_t end) {
@@ -86,8 +86,10 @@ class Strip {
     });
     parallel_for(rows, 16, p_.threads, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        loss_[r] = combined_loss(r);
+        const double above = (combined_top(r) - positive_[r]) * p_.scale;
+        loss_[r] = loss_from_sum(combined_sum(r), above);
         loss[i0 + r] = static_cast<float>(loss_[r]);
+        set_normaliser(normaliser, p_.N, i0 + r, combined_top(r), loss_[r] - above);
         if (rank) rank[i0 + r] = combined_rank(r);
         if (dq) combine_dq(r, positive_key + (i0 + r) * p_.D, dq + (i0 + r) * p_.D);
       }
@@ -177,11 +179,18 @@ class Strip {
     }
   }
 
-  double combined_loss(int64_t r) const {
-    double top = positive_[r], sum = 0;
+  double combined_top(int64_t r) const {
+    double top = positive_[r];
     for (const Split& split : splits_) top = std::max<double>(top, split.shift[r]);
-    for (const Split& split : splits_) sum += split.sum[r] * std::exp((split.shift[r] - top) * p_.scale);
-    return loss_from_sum(sum, (top - positive_[r]) * p_.scale);
+    return top;
+  }
+
+  double combined_sum(int64_t r) const {
+    double sum = 0;
+    const double top = combined_top(r);
+    for (const Split& split : splits_)
+      sum += split.sum[r] * std::exp((split.shift[r] - top) * p_.scale);
+    return sum;
   }
 
   int64_t combined_rank(int64_t r) const {

@@ -51,36 +51,29 @@ static void over_triangle(int64_t R, int64_t block, int threads, const Tile& til
 static Diagonals nt_xent_diagonals(int64_t R) { return {{R / 2, -R / 2}, 2, true}; }
 
 void nt_xent_forward(const float* z, int64_t R, int64_t D, float scale, bool bounded, int64_t block,
-                     int threads, float* loss, float* positive, int64_t* rank) {
+                     int threads, float* loss, float* positive, float* normaliser, int64_t* rank) {
   TwoSided problem(nt_xent_diagonals(R), scale, bounded, rank != nullptr);
   const int64_t N = R / 2;
-  parallel_for(N, 64, threads, [&](int64_t first, int64_t last) {
-    problem.kernels.dots(z + first * D, z + (N + first) * D, last - first, D, positive + first);
-  });
+  paired_scores(problem.kernels, z, z + N * D, N, D, threads, positive);
   memcpy(positive + N, positive, sizeof(float) * N);
   problem.choose_shift(positive, R);
 
   Side side;
   side.rows = pack(z, nullptr, R, D, false, threads);
-  side.positive = Buffer(side.rows.R_pad, 0.0f);
-  memcpy(side.positive.data(), positive, sizeof(float) * R);
-  problem.start_forward(side);
+  problem.start_forward(side, positive);
   over_triangle(R, block, threads, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool one) {
     problem.forward_tile(side, side, i0, i1, j0, j1, one);
   });
-  problem.finish_forward(side, loss, rank);
+  problem.finish_forward(side, loss, normaliser, rank);
 }
 
 void nt_xent_backward(const float* z, int64_t R, int64_t D, float scale, bool bounded,
-                      int64_t block, int threads, const float* loss, const float* positive,
+                      int64_t block, int threads, const float* loss, const float* normaliser,
                       const float* upstream, float* dz) {
   TwoSided problem(nt_xent_diagonals(R), scale, bounded, false);
-  problem.choose_shift(positive, R);
   Side side;
   side.rows = pack(z, nullptr, R, D, true, threads);
-  side.positive = Buffer(side.rows.R_pad, 0.0f);
-  memcpy(side.positive.data(), positive, sizeof(float) * R);
-  problem.start_backward(side, loss, upstream);
+  problem.start_backward(side, loss, normaliser, upstream);
   over_triangle(R, block, threads, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool one) {
     problem.backward_tile(side, side, i0, i1, j0, j1, one);
   });

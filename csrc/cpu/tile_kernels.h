@@ -110,17 +110,6 @@ static void add_transposed_product(const float* G, int64_t rows, int64_t columns
                                   kPanel);
 }
 
-static void dots(const float* a, const float* b, int64_t rows, int64_t D, float* out) {
-  for (int64_t i = 0; i < rows; ++i) {
-    // One lane of one vector, so that the multiply-adds are those of a score.
-    vec sum = vec{};
-    for (int64_t d = 0; d < D; ++d) sum += all(a[i * D + d]) * all(b[i * D + d]);
-    float lane[kLanes];
-    store(lane, sum);
-    out[i] = lane[0];
-  }
-}
-
 static void exp2(const float* x, int64_t count, float* y) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(y + i, exp2_of(load(x + i)));
@@ -232,8 +221,8 @@ static void weigh_both_shifted(float* S, int64_t rows, int64_t columns, float k,
 }
 
 static const TileKernels kKernels = {
-    SSLOPS_NAME,  scores,     add_product, add_transposed_product, dots,
-    exp2,         count_larger, count_larger_columns, row_max, column_max,
+    SSLOPS_NAME,  scores,     add_product, add_transposed_product, exp2,
+    count_larger, count_larger_columns, row_max, column_max,
     exp_rows,     sum_both,   sum_both_shifted, weigh_both, weigh_both_shifted,
 };
 

@@ -71,6 +71,7 @@ static const TileKernels* find_kernels(const char* name) {
   const TileKernels* found[4];
   int count = 0;
 #ifdef SSLOPS_X86
+  __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
     found[count++] = &avx512::kKernels;
@@ -140,6 +141,22 @@ void unpack(const float* along, int64_t along_stride, int64_t R, int64_t D, floa
         const float* piece = along + d0 / kPanel * along_stride + r * kPanel;
         for (int64_t d = d0; d < D && d < d0 + kPanel; ++d) out[r * D + d] = scale * piece[d - d0];
       }
+  });
+}
+
+void paired_scores(const TileKernels& kernels, const float* a, const float* b, int64_t R, int64_t D,
+                   int threads, float* out) {
+  // The diagonals of small tiles: 32 times the work of a dot product, which no one will notice.
+  parallel_for((R + kPanel - 1) / kPanel, 4, threads, [&](int64_t first, int64_t last) {
+    Buffer a_across(kPanel * D), b_across(kPanel * D);
+    alignas(64) float S[kPanel * kTileStride];
+    for (int64_t panel = first; panel < last; ++panel) {
+      pack_panels(a, nullptr, nullptr, R, D, panel, panel + 1, a_across.data(), nullptr, 0);
+      pack_panels(b, nullptr, nullptr, R, D, panel, panel + 1, b_across.data(), nullptr, 0);
+      kernels.scores(a_across.data(), b_across.data(), kPanel, kPanel, D, S);
+      for (int64_t r = 0; r < kPanel && panel * kPanel + r < R; ++r)
+        out[panel * kPanel + r] = S[r * kTileStride + r];
+    }
   });
 }
 

@@ -89,8 +89,6 @@ struct TileKernels {
   // c_j += sum_i G_ij a_i.
   void (*add_transposed_product)(const float* G, int64_t rows, int64_t columns, int64_t D_panels,
                                  const float* a, int64_t a_stride, float* c, int64_t c_stride);
-  // out_i = <a_i, b_i>, a and b [rows, D] row-major: bitwise what `scores` gives.
-  void (*dots)(const float* a, const float* b, int64_t rows, int64_t D, float* out);
   // y_i = 2^x_i
   void (*exp2)(const float* x, int64_t count, float* y);
 
@@ -122,6 +120,10 @@ struct TileKernels {
   void (*weigh_both_shifted)(float* S, int64_t rows, int64_t columns, float k, Softmax row,
                              Softmax column);
 };
+
+// out [R] = <a_i, b_i>, a and b [R, D] row-major: bitwise the scores of these pairs.
+void paired_scores(const TileKernels& kernels, const float* a, const float* b, int64_t R, int64_t D,
+                   int threads, float* out);
 
 // The kernels of the widest instruction set of this machine.
 const TileKernels& tile_kernels();

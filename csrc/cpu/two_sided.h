@@ -3,6 +3,7 @@
 //
 //   s_ij = <x_i, y_j> / T,  k = log2(e) / T,  u_i = <x_i, positive of x_i>
 //   row i:     loss_i = log(1 + sum_j exp(s_ij - u_i / T))  over the negatives j of i
+//              = log_sum_i + (top_i - u_i) / T,  P_ij = exp(s_ij - top_i / T - log_sum_i)
 //   gradient:  G_ij = g_i P_ij + h_j Q_ij  (P, Q: softmax of the row and of the column)
 //              dx_i += G_ij y_j / T,  dy_j += G_ij x_i / T
 //
@@ -24,13 +25,20 @@ inline double loss_from_sum(double sum, double above) {
   return above < 600 ? std::log1p(sum * std::exp(above)) : std::log(sum) + above;
 }
 
+// What the backward pass needs to know of a softmax: [2, R], top_i then log_sum_i. Apart, because at
+// low temperatures their sum has lost the digits of log_sum_i.
+inline void set_normaliser(float* normaliser, int64_t R, int64_t i, double top, double log_sum) {
+  normaliser[i] = static_cast<float>(top);
+  normaliser[R + i] = static_cast<float>(log_sum);
+}
+
 // One side of the matrix of scores. Everything [R_pad]; padding is 0.
 struct Side {
   Rows rows;
   Buffer positive;          // u_i, not divided by the temperature
   Buffer shift, sum;        // forward: sum_i = sum_j 2^((s_ij - shift_i) k)
   Buffer larger;            // forward, if ranks are wanted: #{j: s_ij > u_i}
-  Buffer offset, weight;    // backward: P_ij = 2^((s_ij - u_i) k - offset_i), weighted by weight_i
+  Buffer offset, weight;    // backward: P_ij = 2^((s_ij - shift_i) k - offset_i), times weight_i
   Buffer shared_weight;     // backward: weight_i P_ij = shared_weight_i 2^((s_ij - c) k)
   Buffer at_positive;       // backward: weight_i (P_i,positive - 1)
   Buffer gradient;          // backward: along, [D_panels, R_pad, 32]
@@ -73,7 +81,10 @@ struct TwoSided {
                                             ? positive[i] : c;
   }
 
-  void start_forward(Side& side) const {
+  // positive [R]: the similarity of each row of the side to its positive.
+  void start_forward(Side& side, const float* positive) const {
+    side.positive = Buffer(side.rows.R_pad, 0.0f);
+    memcpy(side.positive.data(), positive, sizeof(float) * side.rows.R);
     side.shift = Buffer(side.rows.R_pad, c);
     if (!bounded) memcpy(side.shift.data(), side.positive.data(), sizeof(float) * side.rows.R_pad);
     side.sum = Buffer(side.rows.R_pad, 0.0f);
@@ -106,27 +117,32 @@ struct TwoSided {
                              column_sum);
   }
 
-  // loss [R] and, if wanted, rank [R] of one side.
-  void finish_forward(const Side& side, float* loss, int64_t* rank) const {
+  // loss [R], normaliser [2, R] and, if wanted, rank [R] of one side.
+  void finish_forward(const Side& side, float* loss, float* normaliser, int64_t* rank) const {
     for (int64_t i = 0; i < side.rows.R; ++i) {
       const double above = (static_cast<double>(side.shift[i]) - side.positive[i]) * scale;
-      loss[i] = static_cast<float>(loss_from_sum(side.sum[i], above));
+      const double exact = loss_from_sum(side.sum[i], above);
+      loss[i] = static_cast<float>(exact);
+      set_normaliser(normaliser, side.rows.R, i, side.shift[i], exact - above);
       if (rank) rank[i] = static_cast<int64_t>(side.larger[i]);
     }
   }
 
-  // loss [R] of the side's softmax, upstream [R] its gradient.
-  void start_backward(Side& side, const float* loss, const float* upstream) const {
+  // loss [R] and normaliser [2, R] of the side's softmax, upstream [R] the gradient of its loss.
+  void start_backward(Side& side, const float* loss, const float* normaliser,
+                      const float* upstream) {
     const int64_t R = side.rows.R, R_pad = side.rows.R_pad;
+    side.shift = Buffer(R_pad, 0.0f);
+    memcpy(side.shift.data(), normaliser, sizeof(float) * R);
+    if (R) c = side.shift[0];  // the same everywhere if bounded
     side.offset = Buffer(R_pad, 0.0f), side.weight = Buffer(R_pad, 0.0f);
     side.shared_weight = Buffer(R_pad, 0.0f), side.at_positive = Buffer(R_pad, 0.0f);
     side.gradient = Buffer(R_pad * side.rows.D_panels * kPanel, 0.0f);
     for (int64_t i = 0; i < R; ++i) {
-      const double g = upstream[i];
+      const double g = upstream[i], log_sum = normaliser[R + i];
       side.weight[i] = upstream[i];
-      side.offset[i] = static_cast<float>(loss[i] * kLog2E);
-      const double lift = (static_cast<double>(c) - side.positive[i]) * scale - loss[i];
-      if (bounded) side.shared_weight[i] = static_cast<float>(g * std::exp(lift));
+      side.offset[i] = static_cast<float>(log_sum * kLog2E);
+      if (bounded) side.shared_weight[i] = static_cast<float>(g * std::exp(-log_sum));
       side.at_positive[i] = static_cast<float>(g * std::expm1(-static_cast<double>(loss[i])));
     }
   }
@@ -156,7 +172,7 @@ struct TwoSided {
 
  private:
   static Softmax softmax(const Side& side, int64_t first) {
-    return {&side.positive[first], &side.offset[first], &side.weight[first]};
+    return {&side.shift[first], &side.offset[first], &side.weight[first]};
   }
 
   void make_scores(const Side& x, const Side& y, int64_t i0, int64_t i1, int64_t j0, int64_t j1,

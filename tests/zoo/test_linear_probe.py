@@ -145,14 +145,14 @@ def test_extraction_freezes_the_encoder_and_restores_it():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     features, labels = extract(model, data, 16, (0.3,), (0.4,), batch_size=100)
-    assert features.shape == (360, 256) and features.dtype == torch.float32
+    assert features.shape == (360, 128) and features.dtype == torch.float32
     assert not features.requires_grad and torch.equal(labels, data.labels)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     one_by_one, _ = extract(model, data, 16, (0.3,), (0.4,), batch_size=1)
     torch.testing.assert_close(one_by_one, features, atol=1e-5, rtol=1e-5)
     inner, _ = extract(model, data, 16, (0.3,), (0.4,), layer="blocks.1")
-    assert inner.shape == (360, 128)
+    assert inner.shape == (360, 64)
 
 
 def test_extraction_from_disk_equals_that_from_memory(tmp_path):

@@ -38,7 +38,7 @@ def info_nce(
     temperature = cpu_helpers.as_tensor(temperature, query)
     q_BND, positive_BND = prepare(query), prepare(positive_key)
     if symmetric:
-        row_loss, column_loss, positive, rank = symmetric_forward(
+        row_loss, column_loss, positive, _, _, rank = symmetric_forward(
             q_BND, positive_BND, temperature, normalize, return_stats
         )
         loss = (row_loss + column_loss) / 2
@@ -46,7 +46,7 @@ def info_nce(
         in_batch = negative_keys is None
         k_BMD, norm = (positive_BND, None) if in_batch else _negatives(negative_keys, normalize)
         want_dk = uniform and needs_grad(k_BMD) and kept_rows(k_BMD.shape[1]) > 0
-        loss, positive, rank, *_ = forward(
+        loss, positive, _, rank, *_ = forward(
             q_BND, None if in_batch else positive_BND, k_BMD, norm, temperature, normalize,
             positive_offset if in_batch else NOWHERE,
             NOWHERE if exclude_offset is None else exclude_offset,
@@ -83,9 +83,10 @@ def forward(
     query: Tensor, positive_key: Tensor | None, keys: Tensor, key_norm: Tensor | None,
     temperature: Tensor, unit: bool, positive_offset: int, exclude_offset: int,
     want_rank: bool, want_dq: bool, want_dk: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """query [B, N, D], keys [B, M, D] -> loss, similarity to the positive, rank [B, N], and the
-    gradients dq, dk for an upstream gradient of 1; what is not wanted comes as [0]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """query [B, N, D], keys [B, M, D] -> loss and similarity to the positive [B, N], normaliser
+    [B, 2, N], rank [B, N], and the gradients dq, dk for an upstream gradient of 1; what is not
+    wanted comes as [0]."""
     (B, N, D), M = query.shape, keys.shape[1]
     query, keys = query.contiguous(), keys.contiguous()
     positive_key = None if positive_key is None else positive_key.contiguous()
@@ -101,11 +102,12 @@ def forward(
 
 
 def _outputs(query, keys, want_rank, want_dq, want_dk):
-    rows = query.shape[:2]
+    B, N, _ = query.shape
     return (
-        query.new_empty(rows),
-        query.new_empty(rows),
-        query.new_empty(rows if want_rank else 0, dtype=torch.int64),
+        query.new_empty(B, N),
+        query.new_empty(B, N),
+        query.new_empty(B, 2, N),
+        query.new_empty((B, N) if want_rank else 0, dtype=torch.int64),
         query.new_empty(query.shape if want_dq else 0),
         query.new_empty(keys.shape if want_dk else 0),
     )
@@ -120,7 +122,7 @@ def _(query, positive_key, keys, key_norm, temperature, unit, positive_offset, e
 @torch.library.custom_op("sslops::info_nce_cpu_backward", mutates_args=(), device_types="cpu")
 def backward(
     upstream: Tensor, query: Tensor, keys: Tensor, temperature: Tensor, loss: Tensor,
-    positive: Tensor, dq: Tensor, dk: Tensor, positive_offset: int, exclude_offset: int,
+    normaliser: Tensor, dq: Tensor, dk: Tensor, positive_offset: int, exclude_offset: int,
     want_dp: bool, want_dk: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """upstream [B, N], and what forward took and gave -> the gradients of query, positive_key, keys
@@ -140,14 +142,14 @@ def backward(
     dk = torch.empty_like(keys)
     _C.info_nce_backward_keys(
         address(query), address(keys), B, N, M, D, positive_offset, exclude_offset, scale,
-        torch.get_num_threads(), address(loss), address(positive), address(upstream), address(dk),
+        torch.get_num_threads(), address(loss), address(normaliser), address(upstream), address(dk),
     )  # fmt: skip
     return dq, dp, dk, dt
 
 
 @backward.register_fake
-def _(upstream, query, keys, temperature, loss, positive, dq, dk, positive_offset, exclude_offset,
-      want_dp, want_dk):  # fmt: skip
+def _(upstream, query, keys, temperature, loss, normaliser, dq, dk, positive_offset,
+      exclude_offset, want_dp, want_dk):  # fmt: skip
     return (
         query.new_empty(query.shape),
         query.new_empty(query.shape if want_dp else 0),
@@ -158,10 +160,10 @@ def _(upstream, query, keys, temperature, loss, positive, dq, dk, positive_offse
 
 def _save(ctx, inputs, output):
     query, _, keys, _, temperature, _, *ctx.offsets = inputs[:8]
-    loss, positive, _, dq, dk = output
+    loss, _, normaliser, _, dq, dk = output
     if not ctx.needs_input_grad[2]:  # a queue: it may be written to before backward
         keys = keys.new_empty(keys.shape[0], 0, keys.shape[2])
-    ctx.save_for_backward(query, keys, temperature, loss, positive, dq, dk)
+    ctx.save_for_backward(query, keys, temperature, loss, normaliser, dq, dk)
     ctx.set_materialize_grads(False)
 
 
@@ -181,8 +183,9 @@ cpu_helpers.forbid_double_backward(backward, "info_nce")
 @torch.library.custom_op("sslops::info_nce_symmetric_cpu", mutates_args=(), device_types="cpu")
 def symmetric_forward(
     query: Tensor, keys: Tensor, temperature: Tensor, unit: bool, want_rank: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """query, keys [B, N, D] -> the loss of each direction, similarity, rank [B, N] or [0]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """query, keys [B, N, D] -> the loss of both directions, similarity to the positive [B, N],
+    the normalisers of both [B, 2, N], rank [B, N] or [0]."""
     B, N, D = query.shape
     query, keys = query.contiguous(), keys.contiguous()
     outputs = _symmetric_outputs(query, want_rank)
@@ -195,10 +198,11 @@ def symmetric_forward(
 
 
 def _symmetric_outputs(query, want_rank):
-    rows = query.shape[:2]
+    B, N, _ = query.shape
     return (
-        *(query.new_empty(rows) for _ in range(3)),
-        query.new_empty(rows if want_rank else 0, dtype=torch.int64),
+        *(query.new_empty(B, N) for _ in range(3)),
+        *(query.new_empty(B, 2, N) for _ in range(2)),
+        query.new_empty((B, N) if want_rank else 0, dtype=torch.int64),
     )
 
 
@@ -212,7 +216,8 @@ def _(query, keys, temperature, unit, want_rank):
 )
 def symmetric_backward(
     row_upstream: Tensor, column_upstream: Tensor, query: Tensor, keys: Tensor,
-    temperature: Tensor, row_loss: Tensor, column_loss: Tensor, positive: Tensor, unit: bool,
+    temperature: Tensor, row_loss: Tensor, column_loss: Tensor, row_normaliser: Tensor,
+    column_normaliser: Tensor, unit: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The upstream gradients of both losses, each [B, N] -> those of query, keys, temperature."""
     B, N, D = query.shape
@@ -220,7 +225,8 @@ def symmetric_backward(
     row_upstream, column_upstream = row_upstream.contiguous(), column_upstream.contiguous()
     dq, dk = torch.empty_like(query), torch.empty_like(keys)
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
-    tensors = (row_loss, column_loss, positive, row_upstream, column_upstream, dq, dk)
+    tensors = (row_loss, column_loss, row_normaliser, column_normaliser, row_upstream,
+               column_upstream, dq, dk)  # fmt: skip
     _C.info_nce_symmetric_backward(
         address(query), address(keys), B, N, D, scale, bounded, cpu_helpers.block_rows(N),
         torch.get_num_threads(), *map(address, tensors),
@@ -229,14 +235,15 @@ def symmetric_backward(
 
 
 @symmetric_backward.register_fake
-def _(row_upstream, column_upstream, query, keys, temperature, row_loss, column_loss, positive,
-      unit):  # fmt: skip
+def _(row_upstream, column_upstream, query, keys, temperature, row_loss, column_loss,
+      row_normaliser, column_normaliser, unit):  # fmt: skip
     return query.new_empty(query.shape), query.new_empty(query.shape), temperature.new_empty(())
 
 
 def _save_symmetric(ctx, inputs, output):
     query, keys, temperature, ctx.unit, _ = inputs
-    ctx.save_for_backward(query, keys, temperature, *output[:3])
+    row_loss, column_loss, _, *normalisers, _ = output
+    ctx.save_for_backward(query, keys, temperature, row_loss, column_loss, *normalisers)
 
 
 def _differentiate_symmetric(ctx, row_upstream, column_upstream, *_):

@@ -18,7 +18,7 @@ def nt_xent(z, temperature, *, normalize, return_stats):
     """See sslops.ops.nt_xent for the arguments of a backend."""
     z_RD = unit_rows(z) if normalize else at_least_float32(z)
     temperature = cpu_helpers.as_tensor(temperature, z)
-    loss, positive, rank = forward(z_RD, temperature, normalize, return_stats)
+    loss, positive, _, rank = forward(z_RD, temperature, normalize, return_stats)
     positive_logit = (positive / temperature).detach()
     lse = loss.detach() + positive_logit
     return InfoNCERows(loss, lse, positive_logit, rank if return_stats else None)
@@ -26,24 +26,29 @@ def nt_xent(z, temperature, *, normalize, return_stats):
 
 @torch.library.custom_op("sslops::nt_xent_cpu", mutates_args=(), device_types="cpu")
 def forward(z: Tensor, temperature: Tensor, unit: bool, want_rank: bool) -> tuple[
-    Tensor, Tensor, Tensor
+    Tensor, Tensor, Tensor, Tensor
 ]:  # fmt: skip
-    """z [R, D] -> loss [R], similarity to the positive [R], rank [R] or [0]."""
+    """z [R, D] -> loss [R], similarity to the positive [R], normaliser [2, R], rank [R] or [0]."""
     R, D = z.shape
     z = z.contiguous()
-    loss, positive = z.new_empty(R), z.new_empty(R)
-    rank = z.new_empty(R if want_rank else 0, dtype=torch.int64)
+    outputs = _outputs(z, want_rank)
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
     _C.nt_xent_forward(
         address(z), R, D, scale, bounded, cpu_helpers.block_rows(R), torch.get_num_threads(),
-        address(loss), address(positive), address(rank),
+        *map(address, outputs),
     )  # fmt: skip
-    return loss, positive, rank
+    return outputs
+
+
+def _outputs(z, want_rank):
+    R = z.shape[0]
+    rank = z.new_empty(R if want_rank else 0, dtype=torch.int64)
+    return z.new_empty(R), z.new_empty(R), z.new_empty(2, R), rank
 
 
 @torch.library.custom_op("sslops::nt_xent_cpu_backward", mutates_args=(), device_types="cpu")
 def backward(
-    upstream: Tensor, z: Tensor, temperature: Tensor, loss: Tensor, positive: Tensor, unit: bool
+    upstream: Tensor, z: Tensor, temperature: Tensor, loss: Tensor, normaliser: Tensor, unit: bool
 ) -> tuple[Tensor, Tensor]:
     """upstream [R] -> the gradients of z [R, D] and of the temperature []."""
     R, D = z.shape
@@ -52,7 +57,7 @@ def backward(
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
     _C.nt_xent_backward(
         address(z), R, D, scale, bounded, cpu_helpers.block_rows(R), torch.get_num_threads(),
-        address(loss), address(positive), address(upstream), address(dz),
+        address(loss), address(normaliser), address(upstream), address(dz),
     )  # fmt: skip
     # s_ij = <z_i, z_j> / T serves rows i and j, so sum_i <z_i, dz_i> = 2 sum_ij s_ij dL/ds_ij.
     dt = -torch.linalg.vecdot(z, dz).double().sum() * (scale / 2)
@@ -61,18 +66,18 @@ def backward(
 
 @forward.register_fake
 def _(z, temperature, unit, want_rank):
-    R = z.shape[0]
-    return z.new_empty(R), z.new_empty(R), z.new_empty(R if want_rank else 0, dtype=torch.int64)
+    return _outputs(z, want_rank)
 
 
 @backward.register_fake
-def _(upstream, z, temperature, loss, positive, unit):
+def _(upstream, z, temperature, loss, normaliser, unit):
     return z.new_empty(z.shape), temperature.new_empty(())
 
 
 def _save(ctx, inputs, output):
     z, temperature, ctx.unit, _ = inputs
-    ctx.save_for_backward(z, temperature, *output[:2])
+    loss, _, normaliser, _ = output
+    ctx.save_for_backward(z, temperature, loss, normaliser)
     ctx.set_materialize_grads(False)
 
 
