@@ -10,8 +10,7 @@
 namespace sslops::cpu {
 namespace {
 
-constexpr int64_t kKeysAtOnce = 64;  // keys that a thread takes at a time
-constexpr int kSums = 16;            // partial sums, so that the loop can be vectorised
+constexpr int kSums = 16;  // partial sums, so that the loop can be vectorised
 
 template <typename T>
 float row_norm(const T* row, int64_t D) {
@@ -38,7 +37,7 @@ template <typename In, typename Out>
 void enqueue_typed(const Enqueue& a, int64_t pointer, int threads) {
   const int64_t first = a.count > a.size ? a.count - a.size : 0;
   const int64_t first_slot = ring_slot(pointer, first, a.size);
-  parallel_for(a.count - first, kKeysAtOnce, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(a.count - first, at_once(2 * a.D), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t slot = next_slot(first_slot, i, a.size) - a.first_slot;
       if (!in_range(slot, a.slots)) continue;

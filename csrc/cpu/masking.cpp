@@ -12,7 +12,7 @@
 namespace sslops::cpu {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 64;  // rows that a thread takes at a time
+constexpr int64_t kSortCost = 16;  // of a token, in elements copied
 
 // Sort keys of the tokens of sample b: its noise, made unique by the index.
 void fill_keys(const RandomMasking& a, int64_t b, uint64_t* keys) {
@@ -61,7 +61,8 @@ template <typename From, typename To>
 int64_t scatter_typed(const ScatterRows& a, int threads) {
   FirstBad bad;
   ask_for_huge_pages(a.out, a.B * (a.P + a.n_out) * a.D * sizeof(To));
-  parallel_for(a.B, 1, threads, [&](int64_t begin, int64_t end) {
+  const int64_t cost = (a.P + a.n_out) * a.D;
+  parallel_for(a.B, at_once(cost), threads, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> position(a.n_out);
     for (int64_t b = begin; b < end; ++b) {
       const From* source = reinterpret_cast<const From*>(a.source) + b * (a.P + a.n_source) * a.D;
@@ -97,7 +98,7 @@ int64_t restore_typed(const RestoreTokens& a, int threads) {
   const auto* all_positions = reinterpret_cast<const Out*>(a.position);
   const auto* mask_token = reinterpret_cast<const Out*>(a.mask_token);
   ask_for_huge_pages(a.out, a.B * rows * a.D * sizeof(Out));
-  parallel_for(a.B * rows, kRowsAtOnce, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(a.B * rows, at_once(a.D), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / rows, row = i % rows, *ids = a.ids + b * a.L;
       if (row >= a.P && !in_range(ids[row - a.P], a.L)) bad.report(b * a.L + row - a.P);
@@ -138,7 +139,8 @@ void sum_over_batch(const RestoreGradients& a, int64_t s, int64_t row) {
 
 int64_t random_masking(const RandomMasking& a, int threads) {
   ask_for_huge_pages(a.x_kept, a.B * (a.P + a.n_keep) * a.row_bytes);
-  parallel_for(a.B, 1, threads, [&](int64_t begin, int64_t end) {
+  const int64_t cost = kSortCost * a.L + (a.P + a.n_keep) * a.row_bytes / 4;
+  parallel_for(a.B, at_once(cost), threads, [&](int64_t begin, int64_t end) {
     std::vector<uint64_t> keys(a.L);
     for (int64_t b = begin; b < end; ++b) {
       fill_keys(a, b, keys.data());
@@ -154,7 +156,7 @@ int64_t select_rows(const SelectRows& a, int threads) {
   FirstBad bad;
   const int64_t rows = a.P + a.n_out;
   ask_for_huge_pages(a.out, a.B * rows * a.row_bytes);
-  parallel_for(a.B * rows, kRowsAtOnce, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(a.B * rows, at_once(a.row_bytes / 4), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / rows, row = i % rows;
       char* out = a.out + i * a.row_bytes;
@@ -193,7 +195,7 @@ int64_t restore_tokens(const RestoreTokens& a, int threads) {
 int64_t restore_gradients(const RestoreGradients& a, int threads) {
   const int64_t rows = a.P + a.L;
   with_dtype(a.dtype, [&](auto type) {
-    parallel_for(a.S * rows, 1, threads, [&](int64_t begin, int64_t end) {
+    parallel_for(a.S * rows, at_once(a.B * a.D / a.S), threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) sum_over_batch<decltype(type)>(a, i / rows, i % rows);
     });
   });

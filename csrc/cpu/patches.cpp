@@ -21,7 +21,7 @@ template <typename T>
 int64_t gather_patches_typed(const GatherPatches& a, int threads) {
   FirstBad bad;
   const int64_t patches = a.H / a.patch * (a.W / a.patch), E = a.patch * a.patch * a.C;
-  parallel_for(a.B * a.n_keep, 16, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(a.B * a.n_keep, at_once(4 * E), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (!in_range(a.ids[i], patches)) {
         bad.report(i);
@@ -40,7 +40,7 @@ template <typename T>
 int64_t scatter_patches_typed(const ScatterPatches& a, int threads) {
   FirstBad bad;
   const int64_t patches = a.H / a.patch * (a.W / a.patch), E = a.patch * a.patch * a.C;
-  parallel_for(a.B, 1, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(a.B, at_once(4 * patches * E), threads, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> position(patches);
     for (int64_t b = begin; b < end; ++b) {
       T* image = reinterpret_cast<T*>(a.images) + b * a.C * a.H * a.W;

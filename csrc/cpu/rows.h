@@ -27,6 +27,13 @@ inline void ask_for_huge_pages(char* out, int64_t bytes) {
 #endif
 }
 
+// How many items a thread takes at a time, if an item costs about as much as copying `elements`:
+// below some ten microseconds of work waking a second thread costs more than it saves.
+inline int64_t at_once(int64_t elements) {
+  constexpr int64_t kElements = int64_t{1} << 16;
+  return elements < kElements ? kElements / std::max<int64_t>(elements, 1) : 1;
+}
+
 // The smallest position that any thread reports, or -1: the same for every number of threads.
 class FirstBad {
  public:

@@ -31,7 +31,7 @@ def write_one_by_one(stored, pointer, keys):
 def test_agrees_with_keys_written_one_by_one(case, key_dtype, stored_dtype, backend):
     queue = sslops.KeyQueue(case.size, case.D, dtype=stored_dtype, backend=backend)
     exact, pointer = queue.keys.double().clone(), 0
-    for keys in case.inputs(dtype=key_dtype):
+    for keys in case.keys(dtype=key_dtype):
         queue.enqueue_(keys)
         pointer = write_one_by_one(exact, pointer, keys)
         assert queue.pointer.item() == pointer

@@ -15,6 +15,10 @@ class Case:
     batches: tuple[int, ...]
 
     def inputs(self, device="cpu", dtype=torch.float32, seed=0):
+        """The first batch of keys, and no options: what a benchmark calls with."""
+        return self.keys(device, dtype, seed)[:1], {}
+
+    def keys(self, device="cpu", dtype=torch.float32, seed=0):
         """The batches of keys, none of unit length; one key is zero."""
         generator = torch.Generator().manual_seed(seed)
         keys = [3 * torch.randn(B, self.D, generator=generator) for B in self.batches]
@@ -47,3 +51,11 @@ CASES = [
     Case("wide", 40, 768, (31, 31)),
     Case("moco", 4096, 128, (256, 256)),
 ]
+
+MEASURED = [Case("MoCo, batch 256", 65536, 128, (256,)), Case("batch 4096", 65536, 128, (4096,))]
+
+
+def case_of(shape):
+    """A case from "256x65536x128": batch, size of the queue, width."""
+    B, size, D = map(int, shape.split("x"))
+    return Case(shape, size, D, (B,))

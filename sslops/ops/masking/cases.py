@@ -17,10 +17,19 @@ class Case:
     D: int
     P: int = 0
     mask_ratio: float = 0.75
+    function: str = "random_masking"  # what a benchmark measures
 
     @property
     def K(self):
         return int(self.L * (1 - self.mask_ratio))
+
+    def inputs(self, device="cpu", dtype=torch.float32, seed=0):
+        """The tensors with which a benchmark calls `function`, and no options."""
+        if self.function == "random_masking":
+            x, noise = self.tokens(device, dtype, seed)
+            return [x.requires_grad_(), noise], {}
+        x_kept, ids_restore, *parameters = self.decoder(device, dtype, seed)
+        return [t.requires_grad_() for t in (x_kept, *parameters)] + [ids_restore], {}
 
     def tokens(self, device="cpu", dtype=torch.float32, seed=0):
         """x [B, P + L, D] and noise [B, L]."""
@@ -44,14 +53,13 @@ class Case:
         )
 
     def bytes_moved(self, element_bytes=4):
-        """The least that random_masking and restore_tokens must read and write, forward."""
-        kept, all_rows = self.B * (self.P + self.K), self.B * (self.P + self.L)
-        row = self.D * element_bytes
-        return {
-            "random_masking": 2 * kept * row + self.B * self.L * (4 + 4 + 8),
-            "random_masking_backward": (kept + all_rows) * row + self.B * self.L * 8,
-            "restore_tokens": (kept + all_rows) * row + self.B * self.L * 8,
-        }
+        """The least that forward and backward of `function` must read and write."""
+        kept, rows = self.B * (self.P + self.K), self.B * (self.P + self.L)
+        row, ids = self.D * element_bytes, self.B * self.L * 8
+        if self.function == "random_masking":  # kept rows, noise and mask; then all gradients
+            return 2 * kept * row + 2 * ids + (kept + rows) * row + ids
+        # kept and all rows; then all gradients, those of kept rows and the sums over the batch
+        return 2 * (kept + rows) * row + 2 * ids + 2 * (self.P + self.L) * row
 
 
 def _ids(device):
@@ -90,3 +98,16 @@ CASES = [
     Case("past a power of two", 2, 257, 20, mask_ratio=0.9),
     Case("video", 1, 1568, 16, mask_ratio=0.9),
 ]
+
+MEASURED = [
+    Case("encoder, ViT-B/16", 256, 196, 768),
+    Case("decoder, ViT-B/16", 256, 196, 512, function="restore_tokens"),
+    Case("decoder as wide as the encoder", 256, 196, 768, function="restore_tokens"),
+]
+
+
+def case_of(shape):
+    """A case from "256x196x768" (random_masking) or "restore-256x196x768"."""
+    restore = shape.startswith("restore-")
+    B, L, D = map(int, shape.removeprefix("restore-").split("x"))
+    return Case(shape, B, L, D, function="restore_tokens" if restore else "random_masking")
