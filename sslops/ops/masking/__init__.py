@@ -154,16 +154,15 @@ def sample_mask(
     for name, value in (("batch", batch), ("length", length)):
         checks.check_count(name, value)
     n_keep = checks.count_kept(length, mask_ratio)
-    device = checks.device_of(device, noise, generator)
+    # Tokens of width 0: the sort alone.
+    tokens = torch.empty(batch, length, 0, device=checks.device_of(device, noise, generator))
     if strategy == "random":
-        noise, generator = checks.draw(noise, generator, batch, length, device)
+        noise, generator = checks.draw(noise, generator, batch, length, tokens.device)
     else:
         if noise is not None:
             raise ValueError(f'noise is for strategy "random"; got strategy {strategy!r}')
-        noise = strategies.scores(strategy, batch, length, length - n_keep, generator, device)
-        generator = None
-    # Tokens of width 0: the sort alone.
-    tokens = torch.empty(batch, length, 0, device=device)
+        n_remove = length - n_keep
+        noise = strategies.scores(strategy, batch, length, n_remove, generator, tokens.device)
     _, mask, ids_restore, ids_keep = _random_masking(backend, tokens, noise, generator, n_keep, 0)
     return MaskIds(ids_keep, ids_restore, mask)
 
