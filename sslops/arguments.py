@@ -56,6 +56,6 @@ def check_temperature(value, like):
         raise TypeError(
             f"temperature must be a float or a 0-d floating-point tensor; got {describe(value)}"
         )
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:
         raise ValueError(f"temperature must be positive and finite; got {value!r}")
     return float(value)

@@ -29,8 +29,10 @@ __all__ = ["color_attention", "color_attention_loss"]
 
 LARGEST_VALUE_WIDTH = 64
 
-_attention = registry.load("color_attention", "chunked", "reference")
-_loss = registry.load("color_attention_loss", "chunked", "reference", folder="color_attention")
+_attention = registry.load("color_attention", "cpu", "chunked", "reference")
+_loss = registry.load(
+    "color_attention_loss", "cpu", "chunked", "reference", folder="color_attention"
+)
 
 
 def color_attention(
