@@ -29,9 +29,9 @@ __all__ = ["color_attention", "color_attention_loss"]
 
 LARGEST_VALUE_WIDTH = 64
 
-_attention = registry.load("color_attention", "cpu", "chunked", "reference")
+_attention = registry.load("color_attention", "cpu", "triton", "chunked", "reference")
 _loss = registry.load(
-    "color_attention_loss", "cpu", "chunked", "reference", folder="color_attention"
+    "color_attention_loss", "cpu", "triton", "chunked", "reference", folder="color_attention"
 )
 
 
@@ -66,7 +66,7 @@ def color_attention(
             of which None stands for no window and a negative number for no cell of that frame.
         topk: None, or how many candidates of each target cell to keep, over all frames; the softmax
             runs over these. Exact; ties go to the lower index.
-        backend: force "triton", "cpu", "chunked" or "reference"; None takes the first that can run.
+        backend: force "cpu", "triton", "chunked" or "reference"; None takes the first that can run.
 
     Returns:
         [B, Nt, C], float32 (float64 for float64 inputs). A cell without any candidate gets zeros.
@@ -121,7 +121,7 @@ def color_attention_loss(
         reference_labels: [B, Nr], any integer dtype.
         temperature: float > 0, or a 0-d tensor, which may require grad.
         reduction: "mean", "sum" or "none".
-        backend: force "triton", "cpu", "chunked" or "reference"; None takes the first that can run.
+        backend: force "cpu", "triton", "chunked" or "reference"; None takes the first that can run.
 
     Returns:
         The loss: float32 (float64 for float64 inputs), 0-d or, for reduction="none", [B, Nt]. A

@@ -1,0 +1,193 @@
+"""Colour attention in Triton: flash attention with narrow values, or with labels instead of values.
+
+    B batch, Nt target cells, Nr reference cells, D width, C value width, F frames of `cells` cells,
+    H x W grid; i target cells, j reference cells, c cells of a frame
+
+Kernels are deterministic: a program owns the rows that it writes. The derivation is in README.md.
+"""
+
+import itertools
+
+import torch
+import triton
+
+from sslops.ops.color_attention import _triton_dense as dense
+from sslops.ops.color_attention import _triton_topk as topk
+from sslops.ops.color_attention import autograd
+
+MOST_KEPT = 32  # the largest top-k: a program keeps that many cells of each of its rows
+
+# Columns of the embeddings that a program holds at a time.
+WIDEST_CHUNK = 128
+# Launch parameters, by kernel: rows that a program owns, rows that it visits at a time, warps.
+TILES = {
+    "softmax": dict(ROWS=64, COLS=64, num_warps=4),
+    "target_gradient": dict(ROWS=64, COLS=64, num_warps=4),
+    "reference_gradient": dict(ROWS=64, COLS=64, num_warps=4),
+    "top": dict(ROWS=32, COLS=64, num_warps=4),
+    "gather": dict(ROWS=32, num_warps=4),
+}
+
+
+def unsupported(target, reference, *args, topk=None, window=None):
+    tensors = [a for a in (target, reference, *args) if isinstance(a, torch.Tensor)]
+    if not dense.INTERPRETED and target.device.type != "cuda":
+        return "the tensors are not on a CUDA device"
+    if target.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"{target.dtype} has no kernel"
+    if topk is not None and topk > MOST_KEPT:
+        return f"topk is above {MOST_KEPT}"
+    if any(t.numel() == 0 for t in tensors):
+        return "an input is empty"
+    return None
+
+
+def precision(dtype):
+    """How products of float32 are made: as torch.set_float32_matmul_precision says. Half-precision
+    embeddings have float32 values and gradients beside them, which keep their digits."""
+    if dtype != torch.float32:
+        return "tf32x3"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32x3"
+
+
+def widths(D, C):
+    """What the kernels know of the widths at compile time."""
+    WIDTH = max(16, min(WIDEST_CHUNK, triton.next_power_of_2(D)))
+    return dict(D=D, WIDTH=WIDTH, C=C, C_WIDTH=max(16, triton.next_power_of_2(C)))
+
+
+def geometry(target, reference, window):
+    """(Nt, Nr, F, cells, H, W) and the radii on the device, filled there: no copy, no wait."""
+    Nt, Nr = target.shape[1], reference.shape[1]
+    if not window:
+        return (Nt, Nr, 1, Nr, 1, Nr), None
+    H, W, *radii = window
+    runs = [torch.full((len(list(run)),), radius, dtype=torch.int32, device=target.device)
+            for radius, run in itertools.groupby(radii)]  # fmt: skip
+    return (Nt, Nr, len(radii), H * W, H, W), torch.cat(runs)
+
+
+def launch(kernel, grid, *args, like, **options):
+    with torch.cuda.device_of(like):
+        kernel[grid](*args, **options)
+
+
+def rows_like(x, *shape):
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def softmax(f, g, temperature, window, *, v=None, labels=(None, None)):
+    """The forward pass of both ops: (out, lse) with values, (right, wrong, lse) with labels."""
+    B, Nt, D = f.shape
+    C = 1 if v is None else v.shape[2]
+    sizes, radii = geometry(f, g, window)
+    lse = rows_like(f, 2, B, Nt)
+    right, wrong = (None, None) if v is not None else rows_like(f, 2, B, Nt).unbind()
+    out = None if v is None else rows_like(f, B, Nt, C)
+    options = {**TILES["softmax"], **widths(D, C), **shared_options(f, v, window)}
+    grid = (triton.cdiv(Nt, options["ROWS"]) * B,)
+    launch(dense.softmax_kernel, grid, f, g, v, *labels, temperature, radii, out, right, wrong,
+           lse, B * Nt, *sizes, like=f, **options)  # fmt: skip
+    return (out, lse) if v is not None else (right, wrong, lse)
+
+
+def shared_options(f, v, window):
+    return dict(
+        LABELS=v is None, WINDOW=bool(window), PRECISION=precision(f.dtype),
+        VALUE_PRECISION=precision(f.dtype),
+    )  # fmt: skip
+
+
+def gradients(f, g, temperature, window, lse, a, b, *, v=None, grad=None, labels=(None, None)):
+    """The backward pass of both ops; a, b: delta twice, or the weights of right and wrong cells."""
+    B, Nt, D = f.shape
+    C = 1 if v is None else v.shape[2]
+    sizes, radii = geometry(f, g, window)
+    by_f, by_g = rows_like(f, *f.shape), rows_like(g, *g.shape)
+    by_v = None if v is None else rows_like(v, *v.shape)
+    inputs = (f, g, v, *labels, temperature, radii, grad, lse, a, b)
+    options = {**widths(D, C), **shared_options(f, v, window)}
+    chunks = triton.cdiv(D, options["WIDTH"])
+
+    tile = TILES["target_gradient"]
+    launch(dense.target_gradient_kernel, (triton.cdiv(Nt, tile["ROWS"]) * B, chunks), *inputs,
+           by_f, B * Nt, *sizes, like=f, **tile, **options)  # fmt: skip
+    tile = TILES["reference_gradient"]
+    frames, cells = sizes[2:4]
+    grid = (triton.cdiv(cells, tile["ROWS"]) * frames * B, chunks)
+    launch(dense.reference_gradient_kernel, grid, *inputs, by_g, by_v, B * Nt, *sizes, like=f,
+           **tile, **options)  # fmt: skip
+    return (by_f, by_g) if v is None else (by_f, by_g, by_v)
+
+
+def attention(target, reference, values, temperature, window):
+    f, g, v = (x.contiguous() for x in (target, reference, values))
+    return softmax(f, g, temperature, window, v=v)
+
+
+def attention_backward(grad, target, reference, values, temperature, out, lse, window):
+    f, g, v = (x.contiguous() for x in (target, reference, values))
+    delta = (grad * out).sum(-1)
+    return gradients(f, g, temperature, window, lse, delta, delta, v=v, grad=grad)
+
+
+def match(target, reference, target_labels, reference_labels, temperature):
+    f, g, *labels = (x.contiguous() for x in (target, reference, target_labels, reference_labels))
+    right, wrong, lse = softmax(f, g, temperature, [], labels=labels)
+    return autograd.loss_of_masses(right, wrong), lse, right, wrong
+
+
+def match_backward(
+    grad, target, reference, target_labels, reference_labels, temperature, lse, right, wrong
+):
+    f, g, *labels = (x.contiguous() for x in (target, reference, target_labels, reference_labels))
+    weights = autograd.match_weights(grad, right, wrong)
+    return gradients(f, g, temperature, [], lse, *weights, labels=labels)
+
+
+def top(target, reference, window, k):
+    f, g = target.contiguous(), reference.contiguous()
+    B, Nt, D = f.shape
+    sizes, radii = geometry(f, g, window)
+    index = torch.empty(B, Nt, k, dtype=torch.int32, device=f.device)
+    tile, width = TILES["top"], widths(D, 1)
+    launch(topk.top_kernel, (triton.cdiv(Nt, tile["ROWS"]) * B,), f, g, radii, index, *sizes, k,
+           like=f, D=D, WIDTH=width["WIDTH"], K=triton.next_power_of_2(k), WINDOW=bool(window),
+           PRECISION=precision(f.dtype), **tile)  # fmt: skip
+    return index
+
+
+def gather(target, reference, values, temperature, index):
+    f, g, v = (x.contiguous() for x in (target, reference, values))
+    B, Nt, k = index.shape
+    D, C = f.shape[2], v.shape[2]
+    weights, out = rows_like(f, B, Nt, k), rows_like(f, B, Nt, C)
+    options = dict(**TILES["gather"], **widths(D, C), K=triton.next_power_of_2(k))
+    launch(topk.gather_kernel, (triton.cdiv(B * Nt, options["ROWS"]),), f, g, v, index,
+           temperature, weights, out, B * Nt, Nt, g.shape[1], k, like=f, **options)  # fmt: skip
+    return out, weights
+
+
+def gather_backward(grad, target, reference, values, temperature, index, out, weights):
+    f, g, v = (x.contiguous() for x in (target, reference, values))
+    (B, Nt, k), Nr = index.shape, g.shape[1]
+    by_f, by_g, by_v = (rows_like(x, *x.shape) for x in (f, g, v))
+    dS = torch.empty_like(weights)
+    options = dict(**TILES["gather"], **widths(f.shape[2], v.shape[2]))
+    chunks = triton.cdiv(f.shape[2], options["WIDTH"])
+    launch(topk.gather_target_gradient_kernel, (triton.cdiv(B * Nt, options["ROWS"]), chunks),
+           grad, g, v, index, temperature, weights, out, dS, by_f, B * Nt, Nt, Nr, k, like=f,
+           **options)  # fmt: skip
+    # The places of index by the cell they name; a stable sort keeps the order of the target cells.
+    cells, order = index.reshape(B, -1).sort(dim=1, stable=True)
+    bounds = torch.arange(Nr + 1, dtype=torch.int32, device=f.device).expand(B, -1).contiguous()
+    start = torch.searchsorted(cells, bounds)
+    launch(topk.gather_reference_gradient_kernel, (triton.cdiv(B * Nr, options["ROWS"]), chunks),
+           grad, f, temperature, weights, dS, order, start, by_g, by_v, B * Nr, Nt, Nr, k, like=f,
+           **options)  # fmt: skip
+    return by_f, by_g, by_v
+
+
+color_attention, color_attention_loss = autograd.define("triton", autograd.Kernels(
+    attention, attention_backward, match, match_backward, top, gather, gather_backward
+))  # fmt: skip
