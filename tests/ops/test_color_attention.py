@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from agreement import assert_agrees
+from color_agreement import assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

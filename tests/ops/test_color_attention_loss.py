@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from agreement import assert_agrees
+from color_agreement import assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

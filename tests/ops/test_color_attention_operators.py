@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from agreement import assert_agrees
+from color_agreement import assert_agrees
 
 import sslops
 from sslops import registry

@@ -19,12 +19,10 @@ MOST_KEPT = 32  # the largest top-k: a program keeps that many cells of each of 
 
 # Columns of the embeddings that a program holds at a time.
 WIDEST_CHUNK = 128
-# Launch parameters, by kernel: rows that a program owns, rows that it visits at a time, warps.
+# Launch parameters: rows that a program owns, rows that it visits at a time.
 TILES = {
-    "softmax": dict(ROWS=64, COLS=64, num_warps=4),
-    "target_gradient": dict(ROWS=64, COLS=64, num_warps=4),
-    "reference_gradient": dict(ROWS=64, COLS=64, num_warps=4),
-    "top": dict(ROWS=32, COLS=64, num_warps=4),
+    "dense": dict(ROWS=64, COLS=64, num_stages=2),
+    "top": dict(ROWS=64, COLS=64, num_warps=4, num_stages=2),
     "gather": dict(ROWS=32, num_warps=4),
 }
 
@@ -42,11 +40,11 @@ def unsupported(target, reference, *args, topk=None, window=None):
     return None
 
 
-def precision(dtype):
-    """How products of float32 are made: as torch.set_float32_matmul_precision says. Half-precision
-    embeddings have float32 values and gradients beside them, which keep their digits."""
+def precision(dtype, backward=False):
+    """How products of float32 are made: as torch.set_float32_matmul_precision says. Beside
+    half-precision embeddings, values keep float32's digits and gradients need fewer."""
     if dtype != torch.float32:
-        return "tf32x3"
+        return "tf32" if backward else "tf32x3"
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32x3"
 
 
@@ -54,6 +52,14 @@ def widths(D, C):
     """What the kernels know of the widths at compile time."""
     WIDTH = max(16, min(WIDEST_CHUNK, triton.next_power_of_2(D)))
     return dict(D=D, WIDTH=WIDTH, C=C, C_WIDTH=max(16, triton.next_power_of_2(C)))
+
+
+def dense_options(f, v, window, backward):
+    """What the kernels of full attention know at compile time, and their launch parameters."""
+    sizes = widths(f.shape[2], 1 if v is None else v.shape[2])
+    warps = 4 if sizes["WIDTH"] <= 64 else 8
+    return dict(**TILES["dense"], **sizes, num_warps=warps, LABELS=v is None, WINDOW=bool(window),
+                PRECISION=precision(f.dtype, backward))  # fmt: skip
 
 
 def geometry(target, reference, window):
@@ -78,45 +84,34 @@ def rows_like(x, *shape):
 
 def softmax(f, g, temperature, window, *, v=None, labels=(None, None)):
     """The forward pass of both ops: (out, lse) with values, (right, wrong, lse) with labels."""
-    B, Nt, D = f.shape
-    C = 1 if v is None else v.shape[2]
+    B, Nt, _ = f.shape
     sizes, radii = geometry(f, g, window)
     lse = rows_like(f, 2, B, Nt)
-    right, wrong = (None, None) if v is not None else rows_like(f, 2, B, Nt).unbind()
-    out = None if v is None else rows_like(f, B, Nt, C)
-    options = {**TILES["softmax"], **widths(D, C), **shared_options(f, v, window)}
+    right, wrong = (None if v is not None else rows_like(f, B, Nt) for _ in range(2))
+    out = None if v is None else rows_like(f, B, Nt, v.shape[2])
+    options = dense_options(f, v, window, backward=False)
     grid = (triton.cdiv(Nt, options["ROWS"]) * B,)
     launch(dense.softmax_kernel, grid, f, g, v, *labels, temperature, radii, out, right, wrong,
            lse, B * Nt, *sizes, like=f, **options)  # fmt: skip
     return (out, lse) if v is not None else (right, wrong, lse)
 
 
-def shared_options(f, v, window):
-    return dict(
-        LABELS=v is None, WINDOW=bool(window), PRECISION=precision(f.dtype),
-        VALUE_PRECISION=precision(f.dtype),
-    )  # fmt: skip
-
-
 def gradients(f, g, temperature, window, lse, a, b, *, v=None, grad=None, labels=(None, None)):
     """The backward pass of both ops; a, b: delta twice, or the weights of right and wrong cells."""
     B, Nt, D = f.shape
-    C = 1 if v is None else v.shape[2]
     sizes, radii = geometry(f, g, window)
     by_f, by_g = rows_like(f, *f.shape), rows_like(g, *g.shape)
     by_v = None if v is None else rows_like(v, *v.shape)
     inputs = (f, g, v, *labels, temperature, radii, grad, lse, a, b)
-    options = {**widths(D, C), **shared_options(f, v, window)}
-    chunks = triton.cdiv(D, options["WIDTH"])
-
-    tile = TILES["target_gradient"]
-    launch(dense.target_gradient_kernel, (triton.cdiv(Nt, tile["ROWS"]) * B, chunks), *inputs,
-           by_f, B * Nt, *sizes, like=f, **tile, **options)  # fmt: skip
-    tile = TILES["reference_gradient"]
+    options = dense_options(f, v, window, backward=True)
     frames, cells = sizes[2:4]
-    grid = (triton.cdiv(cells, tile["ROWS"]) * frames * B, chunks)
-    launch(dense.reference_gradient_kernel, grid, *inputs, by_g, by_v, B * Nt, *sizes, like=f,
-           **tile, **options)  # fmt: skip
+    chunks = triton.cdiv(D, options["WIDTH"])
+    target_blocks = triton.cdiv(Nt, options["ROWS"]) * B
+    reference_blocks = triton.cdiv(cells, options["ROWS"]) * frames * B
+    launch(dense.target_gradient_kernel, (target_blocks, chunks), *inputs, by_f, B * Nt, *sizes,
+           like=f, **options)  # fmt: skip
+    launch(dense.reference_gradient_kernel, (reference_blocks, chunks), *inputs, by_g, by_v,
+           B * Nt, *sizes, like=f, **options)  # fmt: skip
     return (by_f, by_g) if v is None else (by_f, by_g, by_v)
 
 

@@ -25,7 +25,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 def gradient_dot(weights, rows, acc, PRECISION: tl.constexpr):
     """acc + weights @ rows; weights far below 1 would be lost in float16, not in TF32."""
     if rows.dtype == tl.float16:
-        acc = dot(weights, rows.to(tl.float32), acc, "tf32")
+        acc = dot(weights, rows.to(tl.float32), acc, PRECISION)
     else:
         acc = dot(weights.to(rows.dtype), rows, acc, PRECISION)
     return acc
@@ -86,7 +86,7 @@ def softmax_kernel(
     out_ptr, right_ptr, wrong_ptr, lse_ptr, rows, Nt, Nr, F, cells, H, W,
     D: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, C_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, LABELS: tl.constexpr, WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out_i = sum_j A_ij v_j, or with LABELS the mass of A on right and on wrong cells."""
     blocks = tl.cdiv(Nt, ROWS)
@@ -131,7 +131,7 @@ def softmax_kernel(
             else:
                 v = load_rows(v_ptr + b * Nr * C, j, c < high, 0, C, C_WIDTH).to(tl.float32)
                 total += tl.sum(e, 1)
-                acc = dot(e, v, acc * shrink[:, None], VALUE_PRECISION)
+                acc = dot(e, v, acc * shrink[:, None], PRECISION)
 
     row = b * Nt + i
     everything = total + wrong
@@ -160,7 +160,7 @@ def target_gradient_kernel(
     grad_ptr, lse_ptr, a_ptr, b_ptr, df_ptr, rows, Nt, Nr, F, cells, H, W,
     D: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, C_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, LABELS: tl.constexpr, WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """df_i = sum_j dS_ij g_j / T for the target cells, WIDTH columns, that a program owns."""
     blocks = tl.cdiv(Nt, ROWS)
@@ -199,7 +199,7 @@ def target_gradient_kernel(
                 dS = weight * tl.where(same, right[:, None], wrong[:, None])
             else:
                 v = load_rows(v_ptr + b * Nr * C, j, c < high, 0, C, C_WIDTH).to(tl.float32)
-                dS = weight * (dot(grad, tl.trans(v), None, VALUE_PRECISION) - right[:, None])
+                dS = weight * (dot(grad, tl.trans(v), None, PRECISION) - right[:, None])
             if D > WIDTH:
                 g = load_rows(g_ptr, j, c < high, chunk, D, WIDTH)
             acc = gradient_dot(dS, g, acc, PRECISION)
@@ -212,7 +212,7 @@ def reference_gradient_kernel(
     grad_ptr, lse_ptr, a_ptr, b_ptr, dg_ptr, dv_ptr, rows, Nt, Nr, F, cells, H, W,
     D: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, C_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, LABELS: tl.constexpr, WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dg_j = sum_i dS_ij f_i / T and dv_j = sum_i A_ij dout_i for the cells of one frame."""
     blocks = tl.cdiv(cells, ROWS)
@@ -252,8 +252,8 @@ def reference_gradient_kernel(
             dS = weight * tl.where(same, right[None, :], wrong[None, :])
         else:
             grad = load_rows(grad_ptr + b * Nt * C, i, i < high, 0, C, C_WIDTH)
-            dS = weight * (dot(v, tl.trans(grad), None, VALUE_PRECISION) - right[None, :])
-            acc_v = dot(weight, grad, acc_v, VALUE_PRECISION)
+            dS = weight * (dot(v, tl.trans(grad), None, PRECISION) - right[None, :])
+            acc_v = dot(weight, grad, acc_v, PRECISION)
         if D > WIDTH:
             f = load_rows(f_ptr, i, i < high, chunk, D, WIDTH)
         acc = gradient_dot(dS, f, acc, PRECISION)
