@@ -4,7 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <cstring>
+
+#include "binding.h"
 
 namespace sslops {
 
@@ -23,16 +24,7 @@ struct Passed<T*> {
 template <typename Fields>
 struct Passed<const Fields&> {
   using type = const pybind11::tuple&;
-  static Fields read(const pybind11::tuple& values) {
-    static_assert(sizeof(Fields) % 8 == 0 && sizeof(void*) == 8, "every field has 8 bytes");
-    constexpr size_t kCount = sizeof(Fields) / 8;
-    if (values.size() != kCount) throw pybind11::value_error("wrong number of fields");
-    int64_t words[kCount];
-    for (size_t i = 0; i < kCount; ++i) words[i] = values[i].cast<int64_t>();
-    Fields fields;
-    memcpy(&fields, words, sizeof fields);
-    return fields;
-  }
+  static Fields read(const pybind11::tuple& values) { return from_tuple<Fields>(values); }
 };
 
 template <typename Result, typename... A>

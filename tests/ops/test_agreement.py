@@ -1,4 +1,4 @@
-"""Every op x backend x case against the specification in float64."""
+"""Every contrastive loss x backend x case against the specification in float64."""
 
 import importlib
 
@@ -11,7 +11,7 @@ from sslops import registry
 
 RUNS = [
     pytest.param(op, backend, case, id=f"{op.name}-{backend}-{case.name}")
-    for op in registry.OPS.values()
+    for op in (registry.OPS["info_nce"], registry.OPS["nt_xent"])
     for backend in op.backends
     if backend != "reference"
     for case in importlib.import_module(f"sslops.ops.{op.name}.cases").CASES

@@ -306,16 +306,14 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
-@settings(max_examples=30)
-@given(call=calls())
-def test_any_call_agrees_with_the_specification_in_float64(backend, call):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    case, dtype, seed = call
-    tensors, options = case.inputs(device, dtype, seed)
-    try:
-        sslops.color_attention(*tensors, backend=backend, **options)
-    except RuntimeError as error:
-        if "cannot run here" not in str(error):
-            raise
-        return
-    assert_agrees(sslops.color_attention, tensors, options, backend)
+def test_any_call_agrees_with_the_specification_in_float64(backend, device):
+    attend(*(torch.ones(1, 4, 4, device=device),) * 3, backend=backend)  # or skip
+
+    @settings(max_examples=8 if backend == "triton" and device == "cpu" else 60)
+    @given(call=calls())
+    def check(call):
+        case, dtype, seed = call
+        tensors, options = case.inputs(device, dtype, seed)
+        assert_agrees(sslops.color_attention, tensors, options, backend)
+
+    check()

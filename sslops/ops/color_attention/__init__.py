@@ -29,10 +29,9 @@ __all__ = ["color_attention", "color_attention_loss"]
 
 LARGEST_VALUE_WIDTH = 64
 
-_attention = registry.load("color_attention", "cpu", "triton", "chunked", "reference")
-_loss = registry.load(
-    "color_attention_loss", "cpu", "triton", "chunked", "reference", folder="color_attention"
-)
+_BACKENDS = "cpu", "triton", "chunked", "reference"
+_attention = registry.load("color_attention", *_BACKENDS)
+_loss = registry.load("color_attention", *_BACKENDS, function="color_attention_loss")
 
 
 def color_attention(

@@ -17,14 +17,15 @@ from sslops.ops.color_attention import autograd
 
 MOST_KEPT = 32  # the largest top-k: a program keeps that many cells of each of its rows
 
-# Columns of the embeddings that a program holds at a time.
-WIDEST_CHUNK = 128
-# Launch parameters: rows that a program owns, rows that it visits at a time.
-TILES = {
-    "dense": dict(ROWS=64, COLS=64, num_stages=2),
-    "top": dict(ROWS=64, COLS=64, num_warps=4, num_stages=2),
-    "gather": dict(ROWS=32, num_warps=4),
-}
+# Launch parameters by kind of product: columns of the embeddings that a program holds at a time at
+# most, rows that it owns, rows that it visits at a time, warps, pipeline stages. All fit 99 KiB of
+# shared memory and the registers, which tests/ops/test_color_attention_compile.py holds them to.
+HALF = dict(WIDTH=64, ROWS=64, COLS=64, num_warps=4, num_stages=2)
+HALF_WIDE = dict(WIDTH=128, ROWS=64, COLS=32, num_warps=8, num_stages=2)
+TF32X3 = dict(WIDTH=64, ROWS=32, COLS=32, num_warps=4, num_stages=1)
+IEEE = dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=2)
+GATHER = dict(ROWS=32, num_warps=4)
+INTERPRETER_ROWS = 64  # the interpreter's time goes by instructions, not by numbers
 
 
 def unsupported(target, reference, *args, topk=None, window=None):
@@ -40,26 +41,44 @@ def unsupported(target, reference, *args, topk=None, window=None):
     return None
 
 
-def precision(dtype, backward=False):
-    """How products of float32 are made: as torch.set_float32_matmul_precision says. Beside
-    half-precision embeddings, values keep float32's digits and gradients need fewer."""
+def product(dtype):
+    """How rows of this dtype are multiplied, as torch.set_float32_matmul_precision says."""
     if dtype != torch.float32:
-        return "tf32" if backward else "tf32x3"
+        return "half"
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32x3"
 
 
-def widths(D, C):
-    """What the kernels know of the widths at compile time."""
-    WIDTH = max(16, min(WIDEST_CHUNK, triton.next_power_of_2(D)))
-    return dict(D=D, WIDTH=WIDTH, C=C, C_WIDTH=max(16, triton.next_power_of_2(C)))
+def width_of(D):
+    """The power of two that holds D, and the least that tensor cores take."""
+    return max(16, triton.next_power_of_2(D))
 
 
-def dense_options(f, v, window, backward):
-    """What the kernels of full attention know at compile time, and their launch parameters."""
-    sizes = widths(f.shape[2], 1 if v is None else v.shape[2])
-    warps = 4 if sizes["WIDTH"] <= 64 else 8
-    return dict(**TILES["dense"], **sizes, num_warps=warps, LABELS=v is None, WINDOW=bool(window),
-                PRECISION=precision(f.dtype, backward))  # fmt: skip
+def tile_options(f, visits_less=False):
+    """What all kernels with matrix products know at compile time, and their launch parameters."""
+    kind, D = product(f.dtype), f.shape[2]
+    tile = {"ieee": IEEE, "tf32x3": TF32X3, "half": HALF if D <= 64 else HALF_WIDE}[kind]
+    tile = {**tile, "WIDTH": min(tile["WIDTH"], width_of(D))}
+    if visits_less:
+        tile["COLS"] = 32
+    if dense.INTERPRETED:
+        tile.update(ROWS=INTERPRETER_ROWS, COLS=INTERPRETER_ROWS)
+    return dict(D=D, **tile)
+
+
+def dense_options(f, v, window, backward=False, visits_less=False):
+    """The same for full attention. Beside half-precision embeddings, values keep the digits of
+    float32 and gradients need fewer."""
+    kind, C = product(f.dtype), 1 if v is None else v.shape[2]
+    precision = ("tf32" if backward else "tf32x3") if kind == "half" else kind
+    visits_less = visits_less or C > 32  # wide accumulators leave fewer registers
+    return dict(**tile_options(f, visits_less), C=C, C_WIDTH=width_of(C), LABELS=v is None,
+                WINDOW=bool(window), PRECISION=precision)  # fmt: skip
+
+
+def gather_options(f, v):
+    tile = {**GATHER, "ROWS": INTERPRETER_ROWS} if dense.INTERPRETED else GATHER
+    D, C = f.shape[2], v.shape[2]
+    return dict(**tile, D=D, WIDTH=min(128, width_of(D)), C=C, C_WIDTH=width_of(C))
 
 
 def geometry(target, reference, window):
@@ -89,7 +108,7 @@ def softmax(f, g, temperature, window, *, v=None, labels=(None, None)):
     lse = rows_like(f, 2, B, Nt)
     right, wrong = (None if v is not None else rows_like(f, B, Nt) for _ in range(2))
     out = None if v is None else rows_like(f, B, Nt, v.shape[2])
-    options = dense_options(f, v, window, backward=False)
+    options = dense_options(f, v, window)
     grid = (triton.cdiv(Nt, options["ROWS"]) * B,)
     launch(dense.softmax_kernel, grid, f, g, v, *labels, temperature, radii, out, right, wrong,
            lse, B * Nt, *sizes, like=f, **options)  # fmt: skip
@@ -103,15 +122,15 @@ def gradients(f, g, temperature, window, lse, a, b, *, v=None, grad=None, labels
     by_f, by_g = rows_like(f, *f.shape), rows_like(g, *g.shape)
     by_v = None if v is None else rows_like(v, *v.shape)
     inputs = (f, g, v, *labels, temperature, radii, grad, lse, a, b)
-    options = dense_options(f, v, window, backward=True)
     frames, cells = sizes[2:4]
-    chunks = triton.cdiv(D, options["WIDTH"])
-    target_blocks = triton.cdiv(Nt, options["ROWS"]) * B
-    reference_blocks = triton.cdiv(cells, options["ROWS"]) * frames * B
-    launch(dense.target_gradient_kernel, (target_blocks, chunks), *inputs, by_f, B * Nt, *sizes,
-           like=f, **options)  # fmt: skip
-    launch(dense.reference_gradient_kernel, (reference_blocks, chunks), *inputs, by_g, by_v,
-           B * Nt, *sizes, like=f, **options)  # fmt: skip
+    options = dense_options(f, v, window, backward=True)
+    grid = (triton.cdiv(Nt, options["ROWS"]) * B, triton.cdiv(D, options["WIDTH"]))
+    launch(dense.target_gradient_kernel, grid, *inputs, by_f, B * Nt, *sizes, like=f, **options)
+    # Two accumulators leave registers for fewer visited rows.
+    options = dense_options(f, v, window, backward=True, visits_less=v is not None)
+    grid = (triton.cdiv(cells, options["ROWS"]) * frames * B, grid[1])
+    launch(dense.reference_gradient_kernel, grid, *inputs, by_g, by_v, B * Nt, *sizes, like=f,
+           **options)  # fmt: skip
     return (by_f, by_g) if v is None else (by_f, by_g, by_v)
 
 
@@ -142,22 +161,22 @@ def match_backward(
 
 def top(target, reference, window, k):
     f, g = target.contiguous(), reference.contiguous()
-    B, Nt, D = f.shape
+    B, Nt, _ = f.shape
     sizes, radii = geometry(f, g, window)
     index = torch.empty(B, Nt, k, dtype=torch.int32, device=f.device)
-    tile, width = TILES["top"], widths(D, 1)
-    launch(topk.top_kernel, (triton.cdiv(Nt, tile["ROWS"]) * B,), f, g, radii, index, *sizes, k,
-           like=f, D=D, WIDTH=width["WIDTH"], K=triton.next_power_of_2(k), WINDOW=bool(window),
-           PRECISION=precision(f.dtype), **tile)  # fmt: skip
+    options = tile_options(f)
+    kind = product(f.dtype)
+    launch(topk.top_kernel, (triton.cdiv(Nt, options["ROWS"]) * B,), f, g, radii, index, *sizes, k,
+           like=f, K=triton.next_power_of_2(k), WINDOW=bool(window),
+           PRECISION="tf32x3" if kind == "half" else kind, **options)  # fmt: skip
     return index
 
 
 def gather(target, reference, values, temperature, index):
     f, g, v = (x.contiguous() for x in (target, reference, values))
     B, Nt, k = index.shape
-    D, C = f.shape[2], v.shape[2]
-    weights, out = rows_like(f, B, Nt, k), rows_like(f, B, Nt, C)
-    options = dict(**TILES["gather"], **widths(D, C), K=triton.next_power_of_2(k))
+    weights, out = rows_like(f, B, Nt, k), rows_like(f, B, Nt, v.shape[2])
+    options = dict(**gather_options(f, v), K=triton.next_power_of_2(k))
     launch(topk.gather_kernel, (triton.cdiv(B * Nt, options["ROWS"]),), f, g, v, index,
            temperature, weights, out, B * Nt, Nt, g.shape[1], k, like=f, **options)  # fmt: skip
     return out, weights
@@ -168,7 +187,7 @@ def gather_backward(grad, target, reference, values, temperature, index, out, we
     (B, Nt, k), Nr = index.shape, g.shape[1]
     by_f, by_g, by_v = (rows_like(x, *x.shape) for x in (f, g, v))
     dS = torch.empty_like(weights)
-    options = dict(**TILES["gather"], **widths(f.shape[2], v.shape[2]))
+    options = gather_options(f, v)
     chunks = triton.cdiv(f.shape[2], options["WIDTH"])
     launch(topk.gather_target_gradient_kernel, (triton.cdiv(B * Nt, options["ROWS"]), chunks),
            grad, g, v, index, temperature, weights, out, dS, by_f, B * Nt, Nt, Nr, k, like=f,

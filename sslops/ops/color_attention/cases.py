@@ -107,8 +107,8 @@ CASES = [
     Case("top 1", 17, 70, C=17, options={"topk": 1}),
     Case("top 32", 20, 90, C=4, options={"topk": 32}),
     Case("top of all", 9, 12, options={"topk": 12}),
-    Case("top 7 with ties", 65, 130, D=6, C=5, ties=True, options={"topk": 7}),
-    Case("top 10 in a window", D=48, grid=(9, 10), frames=3, B=2,
+    Case("top 7 with ties", 65, 100, D=6, C=5, ties=True, options={"topk": 7}),
+    Case("top 10 in a window", D=48, grid=(6, 7), frames=3, B=2,
          options={"radius": (None, 2, 2), "topk": 10, "temperature": 0.2}),
     Case("top 6 of fewer", grid=(6, 7), frames=2, options={"radius": (1, -1), "topk": 6}),
     Case("top 3 without any key", grid=(3, 4), options={"radius": -1, "topk": 3}),
@@ -116,6 +116,6 @@ CASES = [
     Case("loss, two classes", 33, 70, classes=2, B=2),
     Case("loss, 16 classes", 129, 200, D=64, classes=16),
     Case("loss, more classes than cells", 40, 50, D=63, classes=1000),
-    Case("loss, very wide", 20, 65, D=384, classes=5),
+    Case("loss, wide", 20, 65, D=130, classes=5),
     Case("loss, cold", 40, 90, classes=4, options={"temperature": 0.05}),
 ]  # fmt: skip
