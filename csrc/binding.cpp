@@ -2,25 +2,69 @@
 // Shapes, dtypes, devices and contiguity are checked in Python before a pointer is taken.
 #include <pybind11/pybind11.h>
 
+#include "binding.h"
 #include "cpu/color_attention.h"
 #include "cpu/instruction_set.h"
-#include "pass.h"
+#include "cpu/kernels.h"
+#include "cpu/tiles.h"
 
 namespace py = pybind11;
+
+// A pointer comes from Python as the integer of tensor.data_ptr(); None is 0. A struct comes as the
+// tuple of its fields.
+template <typename T>
+struct Argument {
+  using type = T;
+  static T value(T x) { return x; }
+};
+template <typename T>
+struct Argument<T*> {
+  using type = std::uintptr_t;
+  static T* value(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
+};
+
+template <typename Fields>
+struct Argument<const Fields&> {
+  using type = const py::tuple&;
+  static Fields value(const py::tuple& values) { return sslops::from_tuple<Fields>(values); }
+};
+
+template <typename... A>
+void call_unlocked(void (*kernel)(A...), std::decay_t<A>... arguments) {
+  py::gil_scoped_release release;
+  kernel(arguments...);
+}
+
+template <typename... A>
+auto from_python(void (*kernel)(A...)) {
+  return [kernel](typename Argument<A>::type... arguments) {
+    call_unlocked<A...>(kernel, Argument<A>::value(arguments)...);
+  };
+}
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of sslops.";
   m.def("select_instruction_set", sslops::select_instruction_set);
-  sslops::def(m, "color_softmax", sslops::color_softmax);
-  sslops::def(m, "color_softmax_backward", sslops::color_softmax_backward);
-  sslops::def(m, "color_top", sslops::color_top);
-  sslops::def(m, "color_match", sslops::color_match);
-  sslops::def(m, "color_match_backward", sslops::color_match_backward);
-  sslops::def(m, "color_gather", sslops::color_gather);
-  sslops::def(m, "color_gather_backward", sslops::color_gather_backward);
+  m.def("color_softmax", from_python(sslops::color_softmax));
+  m.def("color_softmax_backward", from_python(sslops::color_softmax_backward));
+  m.def("color_top", from_python(sslops::color_top));
+  m.def("color_match", from_python(sslops::color_match));
+  m.def("color_match_backward", from_python(sslops::color_match_backward));
+  m.def("color_gather", from_python(sslops::color_gather));
+  m.def("color_gather_backward", from_python(sslops::color_gather_backward));
 #ifdef SSLOPS_CUDA
   m.attr("has_cuda") = true;
 #else
   m.attr("has_cuda") = false;
 #endif
+  m.def("select_tile_kernels", &sslops::select_tile_kernels);
+  m.def("exp2", [](std::uintptr_t x, int64_t count, std::uintptr_t y) {
+    sslops::tile_kernels().exp2(reinterpret_cast<float*>(x), count, reinterpret_cast<float*>(y));
+  });
+  m.def("nt_xent_forward", from_python(sslops::nt_xent_forward));
+  m.def("nt_xent_backward", from_python(sslops::nt_xent_backward));
+  m.def("info_nce_forward", from_python(sslops::info_nce_forward));
+  m.def("info_nce_backward_keys", from_python(sslops::info_nce_backward_keys));
+  m.def("info_nce_symmetric_forward", from_python(sslops::info_nce_symmetric_forward));
+  m.def("info_nce_symmetric_backward", from_python(sslops::info_nce_symmetric_backward));
 }

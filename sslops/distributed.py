@@ -5,8 +5,11 @@ one-process loss on the concatenated batch. DDP averages gradients, so every par
 gradient of the one-process loss.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 
 
 class _GatherRows(torch.autograd.Function):
@@ -23,8 +26,9 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([b[:, :n] for b, n in zip(blocks, sizes, strict=True)], dim=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         # Every rank's loss depends on this rank's rows: sum, do not just slice.
         dist.all_reduce(gradient, group=ctx.group)
         rank = dist.get_rank(ctx.group)
@@ -50,6 +54,37 @@ def gather_rows(rows, group):
     return _GatherRows.apply(rows, sizes, group), sum(sizes[: dist.get_rank(group)])
 
 
-def mean_scale(own_rows, all_rows, group):
-    """What turns the mean over this rank's rows into its share of the mean over all ranks' rows."""
-    return own_rows * dist.get_world_size(group) / all_rows
+def mean_scale(all_rows, group):
+    """What turns the sum over a rank's rows into its share of the mean over all ranks' rows.
+
+    The average of the shares over ranks is that mean, whatever the numbers of rows, none included.
+    """
+    return dist.get_world_size(group) / all_rows if all_rows else math.nan
+
+
+def is_available():
+    """Whether this torch was built with torch.distributed."""
+    return dist.is_available()
+
+
+def default_group(rank=None, world_size=None):
+    """The default process group, or None where this process is alone.
+
+    Raises:
+        ValueError: rank or world_size, where given, are not those of the default group.
+    """
+    initialized = dist.is_available() and dist.is_initialized()
+    size, own = (dist.get_world_size(), dist.get_rank()) if initialized else (1, 0)
+    for name, given, actual in (("rank", rank, own), ("world_size", world_size, size)):
+        if given is not None and given != actual:
+            raise ValueError(
+                f"{name} must be that of the default process group, {actual}; got {given!r}"
+            )
+    return dist.group.WORLD if size > 1 else None
+
+
+def mean_over_ranks(value, group):
+    """The mean of a tensor over the ranks of a group, without gradient."""
+    value = value.clone()
+    dist.all_reduce(value, group=group)
+    return value / dist.get_world_size(group)

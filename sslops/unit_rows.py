@@ -27,3 +27,14 @@ def unit_rows(x):
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     is_zero = norm <= SMALLEST_NORM
     return torch.where(is_zero, 0.0, x / torch.where(is_zero, 1.0, norm))
+
+
+def unit_rows_backward(x, gradient):
+    """The gradient of x, given that of unit_rows(x), in the dtype of `unit_rows(x)`."""
+    x = at_least_float32(x)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    is_zero = norm <= SMALLEST_NORM
+    norm = torch.where(is_zero, 1.0, norm)
+    unit = x / norm
+    along = (unit * gradient).sum(-1, keepdim=True)
+    return torch.where(is_zero, 0.0, (gradient - unit * along) / norm)

@@ -11,6 +11,9 @@ if not torch.cuda.is_available():
 
 from hypothesis import settings
 
+# Small tensors gain nothing from threads, and on a busy machine they wait for one another.
+torch.set_num_threads(1)
+
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
 

@@ -29,7 +29,7 @@ from sslops.ops.info_nce.reference import InfoNCERows
 
 __all__ = ["InfoNCERows", "InfoNCEStats", "info_nce"]
 
-_backends = registry.load("info_nce", "reference")
+_backends = registry.load("info_nce", "cpu", "chunked", "reference")
 
 
 class InfoNCEStats(NamedTuple):
@@ -121,7 +121,7 @@ def info_nce(
         if group is None:
             rows = _backends(backend, q, k, negatives, temperature,
                              symmetric=symmetric, positive_offset=0, **options)  # fmt: skip
-            scale = 1.0
+            scale = None
         else:
             rows, scale = _across_ranks(backend, q, k, temperature, symmetric, group, options)
 
@@ -132,30 +132,28 @@ def info_nce(
 
 
 def reduce_rows(loss, reduction, scale):
-    """Mean (times the scale that makes the average over ranks right), sum, or the rows."""
+    """The rows, their sum, or their mean: with a scale, that times their sum."""
     if reduction == "mean":
-        return loss.mean() * scale if scale != 1.0 else loss.mean()
+        return loss.mean() if scale is None else loss.sum() * scale
     return loss.sum() if reduction == "sum" else loss
 
 
 def _as_batches(query, positive_key, negative_keys, negative_mode):
     """Bring all tensors to [B, rows, D] with the same B."""
     N, D = query.shape[-2:]
-    if negative_keys is None:
-        return query.reshape(-1, N, D), positive_key.reshape(-1, N, D), None
-    if negative_mode == "paired":  # every row is a batch of one query
+    B = query.shape[:-2].numel()
+    if negative_keys is not None:
         M = negative_keys.shape[-2]
-        return (query.reshape(-1, 1, D), positive_key.reshape(-1, 1, D),
-                negative_keys.reshape(-1, M, D))  # fmt: skip
-    if negative_keys.ndim == 2:  # rows that share their negatives are one long batch
-        return query.reshape(1, -1, D), positive_key.reshape(1, -1, D), negative_keys[None]
-    M = negative_keys.shape[-2]
-    return (query.reshape(-1, N, D), positive_key.reshape(-1, N, D),
-            negative_keys.reshape(-1, M, D))  # fmt: skip
+        if negative_mode == "paired":  # every row is a batch of one query
+            B, N = B * N, 1
+        elif negative_keys.ndim == 2:  # rows that share their negatives are one long batch
+            B, N = 1, B * N
+        negative_keys = negative_keys.reshape(B, M, D)
+    return query.reshape(B, N, D), positive_key.reshape(B, N, D), negative_keys
 
 
 def _across_ranks(backend, q, k, temperature, symmetric, group, options):
-    """Row losses against the keys of all ranks, and the scale of their mean."""
+    """Row losses against the keys of all ranks, and what turns their sum into the rank's mean."""
     keys, offset = distributed.gather_rows(k, group)
     rows = _backends(backend, q, keys, None, temperature,
                      symmetric=False, positive_offset=offset, **options)  # fmt: skip
@@ -164,7 +162,7 @@ def _across_ranks(backend, q, k, temperature, symmetric, group, options):
         columns = _backends(backend, k, queries, None, temperature,
                             symmetric=False, positive_offset=offset, **options)  # fmt: skip
         rows = rows._replace(loss=(rows.loss + columns.loss) / 2)
-    return rows, distributed.mean_scale(q.shape[1], keys.shape[1], group)
+    return rows, distributed.mean_scale(len(q) * keys.shape[1], group)
 
 
 def _check_tensors(query, positive_key, negative_keys, negative_mode):

@@ -16,6 +16,7 @@ class Case:
     negatives: str | None = None
     lead: tuple[int, ...] = ()
     options: dict = field(default_factory=dict)
+    frozen: bool = False  # the negatives want no gradient (a queue)
 
     def inputs(self, device="cpu", dtype=torch.float32, seed=0):
         """The tensors that want gradients and the keyword arguments; rows are not unit length."""
@@ -28,6 +29,8 @@ class Case:
         # Positives resemble their queries, as in training; else every loss is log(candidates).
         tensors[1] = tensors[0] + 1.5 * tensors[1]
         tensors = [t.to(device, dtype).requires_grad_() for t in tensors]
+        if self.frozen:
+            tensors[2].requires_grad_(False)
         mode = "paired" if self.negatives == "paired" else "unpaired"
         return tensors, {"negative_mode": mode, **self.options}
 
@@ -41,7 +44,7 @@ class Case:
         """The least that forward and backward must do, with nothing of size N x M stored."""
         rows = torch.Size(self.lead).numel() * self.N
         keys = rows if self.negatives is None else self.M
-        products = 4 if self.negatives is None else 3  # S, S again or stored strips, dQ, dK
+        products = 2 if self.frozen else 3  # S, dQ, dK
         return {
             "flops": products * 2 * self.D * self.logits,
             "exps": self.logits,
@@ -76,3 +79,16 @@ CASES = [
     Case("wide", 40, 200),
     Case("very wide", 33, 768, options={"temperature": 0.05}),
 ]
+
+# What benchmarks measure.
+MEASURED = [
+    Case("in-batch", 8192, 128),
+    Case("symmetric", 8192, 128, options={"symmetric": True}),
+    Case("queue", 256, 128, 65536, "unpaired", frozen=True),
+]
+
+
+def case_of(shape):
+    """A case from "8192x128" (in-batch) or "256x65536x128" (queries, queue, width)."""
+    N, *M, D = map(int, shape.split("x"))
+    return Case(shape, N, D, M[0], "unpaired", frozen=True) if M else Case(shape, N, D)

@@ -15,7 +15,7 @@ import torch
 from sslops import arguments, distributed, registry
 from sslops.ops import info_nce as info_nce_op
 
-_backends = registry.load("nt_xent", "reference")
+_backends = registry.load("nt_xent", "cpu", "chunked", "reference")
 
 
 def nt_xent(
@@ -88,7 +88,7 @@ def nt_xent(
         if group is None:
             rows = _backends(backend, torch.cat([z0, z1]), temperature,
                              normalize=normalize, return_stats=return_stats)  # fmt: skip
-            scale = 1.0
+            scale = None
         else:
             options = dict(normalize=normalize, return_stats=return_stats)
             options["uniform"] = reduction != "none"
@@ -112,4 +112,4 @@ def _across_ranks(backend, z0, z1, temperature, group, options):
     rows = info_nce_op.InfoNCERows(
         *(None if a is None else torch.cat([a[0], b[0]]) for a, b in zip(*halves, strict=True))
     )
-    return rows, distributed.mean_scale(2 * N, keys.shape[1], group)
+    return rows, distributed.mean_scale(keys.shape[1], group)

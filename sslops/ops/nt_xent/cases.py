@@ -51,3 +51,12 @@ CASES = [
     Case("wide", 40, 200),
     Case("very wide", 33, 768, {"temperature": 0.07}),
 ]
+
+# What benchmarks measure.
+MEASURED = [Case("4096 pairs", 4096, 128)]
+
+
+def case_of(shape):
+    """A case from "4096x128" (pairs, width)."""
+    N, D = map(int, shape.split("x"))
+    return Case(shape, N, D)

@@ -1,0 +1,45 @@
+# make demo    SimCLR on handwritten digits, in 3 minutes
+# make test    the test suite;  make test-all: with the slow tests;  make test-gpu: those for a GPU
+# make lint    style;           make clean: away with all that was built here
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# A change in one of these means that what is installed is no longer this project.
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test test-all test-gpu lint clean
+
+demo: .venv/zoo.stamp
+	$(BIN)/sslzoo demo
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+test-gpu: .venv/dev.stamp
+	$(BIN)/python -m pytest -m gpu
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/zoo.stamp: $(SOURCES) | $(BIN)/python
+	@echo "Installing into .venv and compiling: a few minutes the first time."
+	$(PIP) -e '.[zoo]'
+	touch $@
+
+.venv/dev.stamp: $(SOURCES) | $(BIN)/python
+	@echo "Installing into .venv and compiling: a few minutes the first time."
+	$(PIP) -e '.[zoo,dev]'
+	touch .venv/zoo.stamp $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find sslops -name '*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+// The CPU kernels that csrc/binding.cpp exports. Arrays are float32, row-major and contiguous; scale
+// is 1 / temperature; bounded promises unit rows and a temperature at which exp(2 / T) is harmless.
+#pragma once
+#include <cstdint>
+
+namespace sslops {
+
+// NT-Xent. z [R, D], R = 2N -> loss [R], positive [R] (<z_i, z_p>, not divided by T), normaliser
+// [2, R] of the softmax for the backward pass, rank [R] or null. block: rows of a block of the triangle, the piece of a thread; a multiple of 32.
+void nt_xent_forward(const float* z, int64_t R, int64_t D, float scale, bool bounded, int64_t block,
+                     int threads, float* loss, float* positive, float* normaliser, int64_t* rank);
+// What the forward pass took and returned, upstream [R] = dL/dloss -> dz [R, D].
+void nt_xent_backward(const float* z, int64_t R, int64_t D, float scale, bool bounded,
+                      int64_t block, int threads, const float* loss, const float* normaliser,
+                      const float* upstream, float* dz);
+
+// One-directional InfoNCE. q [B, N, D], key [B, M, D]; key i + positive_offset is the positive of
+// row i, or positive_key [B, N, D] is given and the offset meets no key; key i + exclude_offset is no
+// candidate. key_norm [B, M] or null divides the keys. -> loss [B, N], positive [B, N] (<q_i, k_+>),
+// normaliser [B, 2, N], rank [B, N] or null, and with upstream gradient 1: dq [B, N, D] or null, dk [B, M, D] or null.
+// height: rows of a strip, a multiple of 32.
+void info_nce_forward(const float* q, const float* positive_key, const float* key,
+                      const float* key_norm, int64_t B, int64_t N, int64_t M, int64_t D,
+                      int64_t positive_offset, int64_t exclude_offset, float scale, bool bounded,
+                      int64_t height, int threads, float* loss, float* positive,
+                      float* normaliser, int64_t* rank, float* dq, float* dk);
+// dk [B, M, D] for any upstream [B, N].
+void info_nce_backward_keys(const float* q, const float* key, int64_t B, int64_t N, int64_t M,
+                            int64_t D, int64_t positive_offset, int64_t exclude_offset, float scale,
+                            int threads, const float* loss, const float* normaliser,
+                            const float* upstream, float* dk);
+
+// Symmetric InfoNCE. q, key [B, N, D], key i is the positive of row i -> row_loss and column_loss
+// [B, N] (their mean is the loss), positive [B, N], the normalisers [B, 2, N] of both, rank [B, N] of
+// the rows or null.
+void info_nce_symmetric_forward(const float* q, const float* key, int64_t B, int64_t N, int64_t D,
+                                float scale, bool bounded, int64_t block, int threads,
+                                float* row_loss, float* column_loss, float* positive,
+                                float* row_normaliser, float* column_normaliser,
+                                int64_t* rank);
+// What the forward pass took and returned, row_upstream and column_upstream [B, N] = dL/d of both
+// losses -> dq, dk [B, N, D].
+void info_nce_symmetric_backward(const float* q, const float* key, int64_t B, int64_t N, int64_t D,
+                                 float scale, bool bounded, int64_t block, int threads,
+                                 const float* row_loss, const float* column_loss,
+                                 const float* row_normaliser, const float* column_normaliser,
+                                 const float* row_upstream, const float* column_upstream,
+                                 float* dq, float* dk);
+
+}  // namespace sslops

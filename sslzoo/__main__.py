@@ -1,0 +1,7 @@
+"""`python -m sslzoo` is the command `sslzoo`."""
+
+import sys
+
+from sslzoo.cli import main
+
+sys.exit(main())

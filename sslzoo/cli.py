@@ -1,0 +1,153 @@
+"""The command `sslzoo`: list, pretrain, evaluate, demo.
+
+Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C.
+Everything heavy is imported by the command that needs it, so that help comes at once.
+"""
+
+import sys
+from argparse import ArgumentError
+from contextlib import contextmanager
+
+from sslzoo import registry
+
+HELP = """\
+usage: sslzoo COMMAND ...
+
+  list [methods|backbones|data|evaluators|recipes]   what there is
+  pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
+  evaluate knn|linear RUN_OR_CHECKPOINT ...          judge the frozen features of a run
+  demo                                               SimCLR on handwritten digits, in 3 minutes
+
+`sslzoo COMMAND --help` shows the options, each with its unit and default.
+`--debug`, anywhere, shows the traceback of an error.
+"""
+
+
+class UserError(ValueError):
+    """A command line that cannot be carried out; the message is one line for the user."""
+
+
+def main(argv=None):
+    """Run a command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        return run([word for word in argv if word != "--debug"])
+    except user_errors() as error:  # evaluated only once something was raised
+        if debug:
+            raise
+        print("sslzoo: error:", " ".join(str(error).split()), file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+
+
+def user_errors():
+    """The error classes whose messages are meant for the user, of the modules in use."""
+    classes = [ArgumentError, OSError, UserError, registry.UnknownName]
+    for module, name in (
+        ("sslzoo.data", "DataError"),
+        ("sslzoo.run_folder", "RunFolderError"),
+        ("sslzoo.training", "TrainingError"),
+        ("torch", "OutOfMemoryError"),
+    ):
+        if module in sys.modules:
+            classes.append(getattr(sys.modules[module], name))
+    return tuple(classes)
+
+
+@contextmanager
+def options_checked():
+    """Inside, a ValueError comes from the user's options: the parts that take them check them."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def run(argv):
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        raise registry.UnknownName("command", command, list(COMMANDS))
+    return COMMANDS[command](rest)
+
+
+def list_command(argv):
+    """Print the names of what there is."""
+    kinds = {
+        "methods": (registry.methods, ""),
+        "backbones": (registry.backbones, "and every model of timm"),
+        "data": (registry.data_sets, "and paths: image folders, Parquet files"),
+        "evaluators": (registry.evaluators, ""),
+        "recipes": (registry.recipes, ""),
+    }
+    if argv in (["-h"], ["--help"]):
+        print(f"usage: sslzoo list [{'|'.join(kinds)}]")
+        return 0
+    for kind in argv or kinds:
+        if kind not in kinds:
+            raise registry.UnknownName("kind of thing", kind, list(kinds))
+        names, more = kinds[kind]
+        print(f"{kind}: {' '.join(names())} {more}".rstrip())
+    return 0
+
+
+def pretrain_command(argv):
+    """Train a method with the options of the command line and of configuration files."""
+    from sslzoo import options
+
+    if not argv or argv in (["-h"], ["--help"]):
+        names = dict(methods=" ".join(registry.methods()), recipes=" ".join(registry.recipes()))
+        print(options.PRETRAIN_HELP.format(**names), end="")
+        return 0
+    with options_checked():
+        chosen = options.parse_pretrain(argv)
+    pretrain(chosen)
+    return 0
+
+
+def pretrain(chosen):
+    """Set up and train; returns the RunFolder."""
+    from rich.console import Console
+
+    from sslzoo import training
+
+    with options_checked():
+        setup = training.set_up(chosen.name, chosen.method, chosen.training, Console())
+    return training.train(setup, resume=chosen.resume)
+
+
+def evaluate_command(argv):
+    """Judge the frozen features of a run."""
+    if argv in ([], ["-h"], ["--help"]):
+        print("usage: sslzoo evaluate knn|linear RUN_OR_CHECKPOINT [options]")
+        return 0
+    from sslzoo import evaluate, options
+
+    with options_checked():
+        name, path, config = options.parse_evaluate(argv)
+    for metric, value, std in evaluate.evaluate(name, path, config):
+        print(f"{metric}: {evaluate.percent(value, std)}")
+    return 0
+
+
+def demo_command(argv):
+    """SimCLR on handwritten digits, and the table of what it is good for."""
+    from sslzoo import demo, options
+
+    with options_checked():
+        chosen = options.parse_pretrain(["--config", demo.RECIPE, *argv], prog="sslzoo demo")
+    demo.show(pretrain(chosen))
+    return 0
+
+
+COMMANDS = {
+    "list": list_command,
+    "pretrain": pretrain_command,
+    "evaluate": evaluate_command,
+    "demo": demo_command,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

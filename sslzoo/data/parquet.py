@@ -1,0 +1,177 @@
+"""Parquet files in the Hugging Face layout: a column of encoded images, a column of labels."""
+
+import io
+import json
+import re
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sslzoo.data.decoding import decode
+from sslzoo.data.image_data import DataError, check_split, from_source
+
+IMAGE_COLUMNS = ("image", "img")
+SPLIT_WORDS = dict.fromkeys(("test", "val", "valid", "validation"), "test")
+SPLIT_WORDS |= {"train": "train", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
+# cifar10-train, train-00000-of-00002-3f5a, validation
+NAME = re.compile(
+    rf"^(?:(?P<prefix>.*)[-_.])?(?P<word>{'|'.join(SPLIT_WORDS)})(?:[-_.]\d+[-_]of[-_]\d+.*)?$"
+)
+
+
+class EncodedImages:
+    """A column of encoded image files as a source of images; the encoded bytes stay in memory."""
+
+    def __init__(self, column, names, folder):
+        self.column = column
+        self.names = names  # (file, its first row), to name a row in an error
+        self.folder = folder
+
+    def __len__(self):
+        return len(self.column)
+
+    def read(self, index):
+        cell = self.cell(index)
+        if cell["bytes"] is None and not cell.get("path"):
+            raise DataError(f"{self.name(index)} holds no image")
+        outside = cell["bytes"] is None
+        file = self.folder / cell["path"] if outside else io.BytesIO(cell["bytes"])
+        return decode(file, self.name(index))
+
+    def cell(self, index):
+        """{"bytes": ..., "path": ...}; a column may also hold the bytes alone."""
+        cell = self.column[index].as_py()
+        return cell if isinstance(cell, dict) else {"bytes": cell}
+
+    def name(self, index):
+        file, first = next(pair for pair in reversed(self.names) if pair[1] <= index)
+        return f"row {index - first} of {file}"
+
+    def key(self, index):
+        cell = self.cell(index)
+        return f"{zlib.crc32(cell['bytes'] or b'')} {cell.get('path')}"
+
+
+def open_parquet(path, split="train", *, label_column=None, memory_limit_mib=1024, **_):
+    """Images of one split of a Parquet file, a folder of them, or a folder and a name's start.
+
+    Args:
+        path: a file; a folder with the files of one data set; or e.g. `data/cifar10` for
+            `data/cifar10-train.parquet` and `data/cifar10-test.parquet`.
+        split: chosen by the word train, test, val or validation in the file names; files without
+            such a word are the train split.
+        label_column: name of the column of class numbers; None takes `label` where it exists.
+    """
+    splits = split_files(path)
+    check_split(path, split, splits)
+    files = splits[split]
+    tables = [read_columns(file, label_column) for file in files]
+    firsts = np.cumsum([0] + [len(table) for table in tables[:-1]]).tolist()
+    table = pa.concat_tables(tables)
+    images = next(table[name] for name in IMAGE_COLUMNS if name in table.column_names)
+    source = EncodedImages(images, list(zip(files, firsts, strict=True)), files[0].parent)
+    labels = label_tensor(table, label_column, files[0])
+    names = None if labels is None else class_names(table.schema, label_column or "label")
+    return from_source(
+        f"{path}/{split}",
+        source,
+        memory_limit_mib=memory_limit_mib,
+        labels=labels,
+        class_names=names,
+    )
+
+
+def is_parquet(path):
+    """Whether a path names Parquet data: a file, a folder holding some, or the start of names."""
+    if path.is_dir():
+        return any(inside(path))
+    return (path.suffix == ".parquet" and path.is_file()) or any(
+        path.parent.glob(f"{path.name}[-_.]*.parquet")
+    )
+
+
+def inside(folder):
+    """Parquet files of a folder and its subfolders (`data/`, `train/`), sorted."""
+    return sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
+
+
+def split_files(path):
+    """Split -> its files, sorted."""
+    if path.is_dir():
+        files = inside(path)
+    elif path.suffix == ".parquet":
+        # The other splits are in files of the same prefix; of its own, the named file alone.
+        prefix, split = prefix_and_split(path)
+        others = sorted(path.parent.glob("*.parquet")) if split else []
+        others = [f for f in others if prefix_and_split(f)[0] == prefix]
+        files = [path] + [f for f in others if prefix_and_split(f)[1] != split]
+    else:
+        files = sorted(path.parent.glob(f"{path.name}[-_.]*.parquet"))
+        files = [f for f in files if prefix_and_split(f)[0] == path.name]
+    prefixes = {prefix_and_split(file)[0] for file in files if prefix_and_split(file)[1]}
+    if len(prefixes) > 1:
+        known = ", ".join(sorted(str(path / (prefix or "")) for prefix in prefixes))
+        raise DataError(f"{path} holds several data sets; name one of {known}")
+    splits = {}
+    for file in files:
+        splits.setdefault(prefix_and_split(file)[1] or "train", []).append(file)
+    return splits
+
+
+def prefix_and_split(file):
+    """('cifar10', 'train') of cifar10-train.parquet; (stem, None) where no split is named."""
+    match = NAME.match(file.stem)
+    if match:
+        return match["prefix"], SPLIT_WORDS[match["word"]]
+    return file.stem, None
+
+
+def read_columns(file, label_column):
+    """The image and label columns of a file."""
+    try:
+        columns = pq.read_schema(file).names
+        wanted = [c for c in (*IMAGE_COLUMNS, label_column or "label") if c in columns]
+        table = pq.read_table(file, columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file} is not a readable Parquet file ({reason})") from error
+    if not set(IMAGE_COLUMNS) & set(wanted):
+        names = " or ".join(IMAGE_COLUMNS)
+        raise DataError(f"{file} has no column {names}; it has {', '.join(columns)}")
+    return table
+
+
+def label_tensor(table, label_column, file):
+    """int64 [N], or None where the default column is missing."""
+    name = label_column or "label"
+    if name not in table.column_names:
+        if label_column is None:
+            return None
+        columns = ", ".join(pq.read_schema(file).names)
+        raise DataError(f"{file} has no column {name}; it has {columns}")
+    column = table[name]
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise DataError(
+            f"column {name} of {file} must hold integers; it is {column.type} with "
+            f"{column.null_count} empty cells"
+        )
+    labels = torch.from_numpy(column.to_numpy().astype(np.int64))
+    if (labels < 0).all():  # how the Hugging Face hub marks withheld labels
+        return None
+    if (labels < 0).any():
+        raise DataError(f"column {name} of {file} has negative labels beside others")
+    return labels
+
+
+def class_names(schema, label_column):
+    """Class names from the metadata `class_names` or `huggingface`; None without either."""
+    metadata = schema.metadata or {}
+    if b"class_names" in metadata:
+        return json.loads(metadata[b"class_names"])
+    if b"huggingface" in metadata:
+        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
+        return features.get(label_column, {}).get("names")
+    return None

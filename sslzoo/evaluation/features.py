@@ -1,0 +1,72 @@
+"""Features of a whole data set from a frozen encoder."""
+
+import torch
+from torch.utils.data import DataLoader
+
+from sslzoo import backbones
+from sslzoo.data import DataError
+from sslzoo.pixels import centre_view
+from sslzoo.views import normalise
+
+
+@torch.no_grad()
+def extract(backbone, data, size, mean, std, device="cpu", batch_size=256, workers=0, layer=None):
+    """Features of every image under the evaluation view, without augmentation.
+
+    The encoder runs in eval mode, so its buffers do not change, and returns to its mode after.
+
+    Args:
+        backbone: a module, images [B, C, size, size] to features [B, d].
+        data: ImageData.
+        size: side of the view in pixels.
+        mean, std: normalisation, one value for each channel.
+        device: where the encoder is.
+        batch_size: images at a time.
+        workers: processes that decode images that are not held in memory.
+        layer: name of a submodule whose output is taken instead; see `backbones.features`.
+
+    Returns:
+        (features float32 [N, d], labels int64 [N] or None), on the CPU.
+    """
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        views = evaluation_views(data, size, batch_size, workers)
+        inputs = (normalise(x.to(device).float() / 255, mean, std) for x in views)
+        rows = [backbones.features(backbone, x, layer).float().cpu() for x in inputs]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return torch.cat(rows), data.labels
+
+
+def evaluation_views(data, size, batch_size, workers=0):
+    """The evaluation view of every image, uint8 [B, C, size, size], batch by batch, in order."""
+    if data.images is not None:
+        for images in data.images.split(batch_size):
+            yield centre_view(images, size)
+        return
+    loader = DataLoader(
+        _Views(data, size),
+        sampler=torch.arange(len(data)).split(batch_size),
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),  # an evaluation leaves the random state of training alone
+    )
+    for views, fault in loader:
+        if fault:
+            raise DataError(fault)
+        yield views
+
+
+class _Views(torch.utils.data.Dataset):
+    """Rows -> their views, and what went wrong (an exception would come with a traceback)."""
+
+    def __init__(self, data, size):
+        self.data, self.size = data, size
+
+    def __getitem__(self, rows):
+        try:
+            return torch.stack([centre_view(self.data.load(i), self.size) for i in rows]), None
+        except DataError as error:
+            return None, str(error)

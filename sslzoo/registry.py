@@ -1,0 +1,81 @@
+"""Methods, backbones, data sets and evaluators by name; nothing is imported before it is asked for.
+
+A method's name is the name of its file in sslzoo/methods; see there for what the file holds.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+EVALUATORS = {
+    "knn": "k-nearest-neighbour accuracy of the frozen features",
+    "linear": "accuracy of a linear classifier on the frozen features",
+}
+
+
+class UnknownName(ValueError):
+    """A name that is not registered; the message holds the nearest ones."""
+
+    def __init__(self, kind, name, known):
+        near = difflib.get_close_matches(name, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+
+
+def methods():
+    """Names of all methods."""
+    folder = Path(__file__).with_name("methods")
+    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+
+
+def method(name):
+    """The module of the method `name`: Config, DEFAULTS, views and the class."""
+    if name not in methods():
+        raise UnknownName("method", name, methods())
+    return importlib.import_module(f"sslzoo.methods.{name}")
+
+
+def method_class(module):
+    """The nn.Module of a method's file, which is called like the file: simclr.py, SimCLR."""
+    wanted = module.__name__.rpartition(".")[2].replace("_", "")
+    for name, value in vars(module).items():
+        if name.lower() == wanted and inspect.isclass(value):
+            return value
+    raise AttributeError(f"{module.__name__} defines no class called {wanted} in any case")
+
+
+def backbones():
+    """Names of the backbones that are not timm's; every name of timm works too."""
+    from sslzoo.backbones import OWN
+
+    return sorted(OWN)
+
+
+def data_sets():
+    """Names of the data sets; a path of a folder or a Parquet file works too."""
+    from sslzoo.data import DATASETS
+
+    return sorted(DATASETS)
+
+
+def evaluators():
+    """Names of the evaluators."""
+    return sorted(EVALUATORS)
+
+
+def recipes():
+    """Names of the recipes: configurations that come with the package."""
+    return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
+
+
+def recipe(name):
+    """The YAML file of a recipe."""
+    if name not in recipes():
+        raise UnknownName("recipe", name, recipes())
+    return _recipe_folder() / f"{name}.yaml"
+
+
+def _recipe_folder():
+    return Path(__file__).with_name("recipes")

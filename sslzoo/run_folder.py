@@ -1,0 +1,251 @@
+"""What a run leaves on disk, and how it is read again.
+
+config.yaml           every option as used; `sslzoo pretrain --config` takes it
+metrics.csv           one row per log step; tensorboard/ holds the same
+checkpoint.pt         all that --resume needs; replaced whole or not at all
+backbone.safetensors  the backbone's weights under timm's keys
+features.png          t-SNE of the features
+versions.json         python, packages, device and commit
+
+Nothing is read in a way that can run code: weights_only=True, safetensors, YAML's safe loader.
+"""
+
+import csv
+import itertools
+import json
+import os
+import pickle
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+
+import sslops
+from sslzoo import backbones
+
+PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn")
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be written, continued or read."""
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made where it does not exist.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.metrics = Metrics(self.path / "metrics.csv")
+        self.checkpoint = self.path / "checkpoint.pt"
+        self._writer = None
+
+    def prepare(self, options, resume):
+        """Make the folder, or refuse one that cannot be written or holds another run.
+
+        Args:
+            options: all options of the run by name, for config.yaml.
+            resume: whether the folder must hold the checkpoint of this run.
+        """
+        if resume and not self.checkpoint.exists():
+            raise RunFolderError(f"{self.path} holds no checkpoint.pt to resume from")
+        if not resume and (self.path / "config.yaml").exists():
+            raise RunFolderError(
+                f"{self.path} already holds a run: continue it with --resume {self.path}, or "
+                "choose another --out"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _replace(self.path / "versions.json", lambda p: p.write_text(_versions()))
+            text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+            _replace(self.path / "config.yaml", lambda p: p.write_text(text))
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write to the run folder {self.path}: {error.strerror}"
+            ) from None
+
+    def log(self, row):
+        """Add a row to metrics.csv, and its values to TensorBoard's files."""
+        self.metrics.write(row)
+        if self._writer is None:
+            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=row["step"])
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()
+
+    def save_checkpoint(self, state):
+        """Replace the checkpoint at once: a run killed here keeps the older one."""
+        _replace(self.checkpoint, lambda p: torch.save(state, p))
+
+    def load_checkpoint(self):
+        """The state that save_checkpoint wrote."""
+        return _load_checkpoint(self.checkpoint)
+
+    def save_backbone(self, backbone, about):
+        """Write the weights under timm's keys; `about` goes into the file's metadata as JSON."""
+        state = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
+        metadata = {"sslzoo": json.dumps(about)}
+        _replace(self.path / "backbone.safetensors", lambda p: save_file(state, p, metadata))
+
+
+class Metrics:
+    """A CSV file with one row per log step, which grows a column when a new name appears."""
+
+    def __init__(self, path):
+        self.path = path
+        self.columns = []
+
+    def cut(self, step):
+        """Continue an older file: drop the rows past `step`, which will be written again."""
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self._rewrite([row for row in reader if int(row["step"]) <= step], ())
+
+    def write(self, row):
+        if set(row) <= set(self.columns):
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+            return
+        rows = []
+        if self.columns:
+            with self.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        self._rewrite([*rows, row], row)
+
+    def _rewrite(self, rows, first_names):
+        names = dict.fromkeys([*self.columns, *first_names, *(k for row in rows for k in row)])
+        self.columns = list(names)
+
+        def write(path):
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        _replace(self.path, write)
+
+
+def free_path(method, data, folder="runs"):
+    """runs/METHOD_DATA, with a number where that is taken: no run overwrites another."""
+    path = stem = Path(folder, f"{method}_{Path(data).stem}")
+    for number in itertools.count(2):
+        if not path.exists():
+            return path
+        path = stem.with_name(f"{stem.name}_{number}")
+
+
+def load_options(path):
+    """The options in the config.yaml of a run folder."""
+    file = Path(path) / "config.yaml"
+    if not file.is_file():
+        raise RunFolderError(f"{path} is no run folder: it holds no config.yaml")
+    return yaml.safe_load(file.read_text())
+
+
+def load_backbone(path):
+    """The trained backbone of a run, and what it expects.
+
+    Args:
+        path: a run folder, its backbone.safetensors or its checkpoint.pt.
+
+    Returns:
+        (module in eval mode, dict with backbone, image_size, channels, mean, std).
+    """
+    file = Path(path)
+    if file.is_dir():
+        done = file / "backbone.safetensors"
+        file = done if done.exists() else file / "checkpoint.pt"
+    if not file.is_file():
+        raise RunFolderError(f"{path} holds no backbone.safetensors and no checkpoint.pt")
+    if file.suffix == ".safetensors":
+        weights, about = _load_safetensors(file)
+    else:
+        state = _load_checkpoint(file)
+        about = state["about"]
+        weights = {
+            name.removeprefix("backbone."): value
+            for name, value in state["method"].items()
+            if name.startswith("backbone.")
+        }
+    backbone = backbones.build(
+        about["backbone"], image_size=about["image_size"], channels=about["channels"]
+    )
+    backbone.load_state_dict(weights)
+    return backbone.eval(), about
+
+
+def _load_safetensors(file):
+    try:
+        with safe_open(file, "pt") as tensors:
+            about = (tensors.metadata() or {}).get("sslzoo")
+            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise RunFolderError(f"{file} is no safetensors file ({error})") from error
+    if about is None:
+        raise RunFolderError(f"{file} was not written by sslzoo: it does not say which backbone")
+    return weights, json.loads(about)
+
+
+def _load_checkpoint(file):
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{file} is no checkpoint of sslzoo ({reason})") from error
+
+
+def _replace(path, write):
+    """Write a file beside `path`, then put it in its place in one step."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(options):
+    """Options with tuples as lists, as YAML and JSON hold them."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
+
+
+def _versions():
+    found = {"python": platform.python_version(), "sslops": sslops.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    found["platform"] = platform.platform()
+    found["cuda"] = torch.version.cuda
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found["cpu_threads"] = torch.get_num_threads()
+    found["commit"] = _commit()
+    return json.dumps(found, indent=2) + "\n"
+
+
+def _commit():
+    """The commit of the checkout that this code runs from, or None for an installed package."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,374 @@
+"""The loop that trains any method: read it from `pretrain` down.
+
+Hugging Face accelerate does devices, precision, DDP and gradient accumulation. For several
+processes: `accelerate launch --multi_gpu -m sslzoo pretrain ...`, or torchrun in its place.
+"""
+
+import math
+import signal
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from sslzoo import backbones, optimizers, registry
+from sslzoo.data import ImageData, open_data
+from sslzoo.loader import ViewLoader, channel_statistics
+from sslzoo.meters import Meters
+from sslzoo.progress import Report
+from sslzoo.run_folder import RunFolder, RunFolderError, free_path, plain
+from sslzoo.schedules import scaled_learning_rate, warmup_cosine
+from sslzoo.training_config import TrainingConfig
+from sslzoo.watch import Watch
+
+# What a resumed run may change and still be the same run.
+FREE_TO_CHANGE = {"data", "download", "out", "device", "workers", "log_every", "checkpoint_every"}
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message is one line for the user."""
+
+
+class Interrupted(TrainingError):
+    """A run stopped by Ctrl-C or SIGTERM, with a checkpoint to resume from."""
+
+    exit_code = 130
+
+
+@dataclass
+class Setup:
+    """All that a run needs, made from its options."""
+
+    config: TrainingConfig
+    options: dict  # every option of the run by name, to write and to compare
+    accelerator: Accelerator
+    data: ImageData
+    method: nn.Module
+    loader: ViewLoader
+    about: dict  # how the backbone was made and what it expects, kept beside its weights
+    run: RunFolder
+    report: Report
+
+    @property
+    def device(self):
+        return self.accelerator.device
+
+    @property
+    def is_main(self):
+        return self.accelerator.is_main_process
+
+
+def pretrain(name, method_config, config, *, resume=False, console=None):
+    """Train a method and leave a run folder: `set_up`, then `train`."""
+    return train(set_up(name, method_config, config, console), resume=resume)
+
+
+def set_up(name, method_config, config, console=None):
+    """The method with random weights and all around it; nothing is written yet.
+
+    Args:
+        name: a method of sslzoo.registry.
+        method_config: that method's Config.
+        config: TrainingConfig.
+        console: a rich console that shows progress; None is silent.
+
+    Returns:
+        Setup.
+
+    Raises:
+        ValueError: an option, or the data (DataError), is not usable.
+    """
+    module = registry.method(name)
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        gradient_accumulation_steps=config.accumulate,
+    )
+    with accelerator.local_main_process_first():  # one process downloads, the others find it
+        data = open_data(config.data, download=config.download)
+    mean, std = channel_statistics(data)
+    views = [replace(view, mean=mean, std=std)
+             for view in module.views(method_config, config.image_size)]  # fmt: skip
+    loader = make_loader(data, views, config, accelerator)
+    method = make_method(module, method_config, config, data.channels, accelerator)
+    about = {
+        "method": name,
+        "data": config.data,
+        "backbone": config.backbone,
+        "image_size": config.image_size,
+        "channels": data.channels,
+        "mean": list(mean),
+        "std": list(std),
+    }
+    options = plain({"method": name, **asdict(config), **asdict(method_config)})
+    run = RunFolder(config.out or free_path(name, config.data))
+    report = Report(console if accelerator.is_main_process else None)
+    return Setup(config, options, accelerator, data, method, loader, about, run, report)
+
+
+def make_loader(data, views, config, accelerator):
+    """The batches of this process."""
+    loader = ViewLoader(
+        data,
+        views,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=accelerator.device,
+        workers=config.workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    batches = config.epochs * loader.steps_per_epoch
+    if batches < config.accumulate:
+        raise ValueError(f"accumulate {config.accumulate} exceeds the {batches} batches of the run")
+    return loader
+
+
+def make_method(module, method_config, config, channels, accelerator):
+    """The method with random weights, the same in every process."""
+    torch.manual_seed(config.seed)
+    backbone = backbones.build(config.backbone, image_size=config.image_size, channels=channels)
+    method = registry.method_class(module)(backbone, method_config)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        # Statistics of one process would tell the network which views belong together.
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    return method.to(accelerator.device)
+
+
+def train(setup, *, resume=False):
+    """Train what was set up and leave a run folder.
+
+    Args:
+        setup: Setup.
+        resume: continue the run from its checkpoint. On a CPU it ends with the weights, bit for
+            bit, of a run that was never stopped.
+
+    Returns:
+        RunFolder.
+
+    Raises:
+        RunFolderError: the run folder cannot be written or continued.
+        TrainingError: the loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
+    """
+    trainer = Trainer(setup)
+    if setup.is_main:
+        setup.run.prepare(setup.options, resume)
+    setup.accelerator.wait_for_everyone()
+    if resume:
+        trainer.restore()
+    trainer.announce()
+    trainer.fit()
+    if setup.is_main:
+        trainer.watch.finish()
+    setup.accelerator.end_training()
+    return setup.run
+
+
+class Trainer:
+    """The method and its optimizer, while they train.
+
+    Args:
+        setup: Setup.
+
+    Attributes:
+        step: optimizer steps done.
+    """
+
+    def __init__(self, setup):
+        self.setup, self.config, self.accelerator = setup, setup.config, setup.accelerator
+        self.method, self.loader, self.watch = setup.method, setup.loader, Watch(setup)
+        config, method = self.config, self.method
+        batch = config.batch_size * config.accumulate
+        self.step = 0
+        self.total_steps = config.epochs * self.loader.steps_per_epoch // config.accumulate
+        self.peak_lr = scaled_learning_rate(config.base_lr, batch, config.lr_rule)
+        self.meters = Meters(batch)
+        if hasattr(method, "parameter_groups"):
+            groups = method.parameter_groups(config.weight_decay)
+        else:
+            groups = optimizers.parameter_groups(method, config.weight_decay)
+        optimizer = optimizers.build(config.optimizer, groups, lr=self.peak_lr,
+                                     momentum=config.momentum, betas=config.betas)  # fmt: skip
+        self.model, self.optimizer = self.accelerator.prepare(method, optimizer)
+
+    def fit(self):
+        """All steps from where the run stands to its end."""
+        self.model.train()
+        batches = self.batches()
+        with self.stop_requests() as stop, self.setup.report.bar(self.total_steps, self.step):
+            self.meters.start()
+            while self.step < self.total_steps:
+                outputs = self.train_step(batches)
+                self.setup.report.advance()
+                if self.is_log_step(self.step):
+                    self.log(outputs)
+                if self.is_checkpoint_step(self.step) or stop:
+                    self.save()
+                if stop:
+                    raise Interrupted(f"stopped at step {self.step} of {self.total_steps}; "
+                                      f"go on with --resume {self.setup.run.path}")  # fmt: skip
+
+    def batches(self):
+        """All batches of the run from the present step on."""
+        epoch, first = divmod(self.step * self.config.accumulate, self.loader.steps_per_epoch)
+        for number in range(epoch, self.config.epochs):
+            yield from self.loader.epoch(number, first)
+            first = 0
+
+    def train_step(self, batches):
+        """One optimizer step; returns what the method returned for its last batch."""
+        # Dropout and masks are a function of (seed, step, process): no state to save and restore.
+        torch.manual_seed(_mix(self.config.seed, self.step, self.accelerator.process_index))
+        self.set_learning_rate()
+        waited = self.loader.wait_seconds
+        for _ in range(self.config.accumulate):
+            batch = next(batches)
+            with self.accelerator.accumulate(self.model):
+                outputs = self.model(batch.views, self.step)
+                self.accelerator.backward(outputs["loss"])
+                if self.accelerator.sync_gradients:
+                    self.clip_gradient()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.meters.add(outputs)
+        self.meters.count_step(self.loader.wait_seconds - waited)
+        self.step += 1
+        if hasattr(self.method, "after_step"):
+            self.method.after_step(self.step)
+        return outputs
+
+    def set_learning_rate(self):
+        config = self.config
+        warmup_steps = config.warmup_epochs * self.loader.steps_per_epoch / config.accumulate
+        self.lr = warmup_cosine(self.step, self.total_steps, self.peak_lr,
+                                warmup_steps=warmup_steps, minimum=config.min_lr)  # fmt: skip
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group.get("lr_scale", 1.0)
+
+    def clip_gradient(self):
+        """Clip, and measure the norm at log steps; without clipping, other steps pay nothing."""
+        limit = self.config.clip_gradient or math.inf
+        if limit < math.inf or self.is_log_step(self.step + 1):
+            self.gradient_norm = self.accelerator.clip_grad_norm_(self.method.parameters(), limit)
+
+    def epochs_at(self, step):
+        """Whole epochs done after `step` optimizer steps."""
+        return step * self.config.accumulate // self.loader.steps_per_epoch
+
+    def is_log_step(self, step):
+        return step % self.config.log_every == 0 or step == self.total_steps
+
+    def is_checkpoint_step(self, step):
+        if self.config.checkpoint_every:
+            due = step % self.config.checkpoint_every == 0
+        else:
+            due = self.epochs_at(step) > self.epochs_at(step - 1)
+        return due or step == self.total_steps
+
+    def log(self, outputs):
+        """One row of metrics: averages since the last row, and what this step shows."""
+        self.meters.stop()
+        means = self.meters.take(lambda tensor: self.accelerator.reduce(tensor, "mean"))
+        self.check_finite(means["loss"])
+        row = {"step": self.step, "epoch": self.epochs_at(self.step), "lr": self.lr, **means}
+        row["gradient_norm"] = float(self.gradient_norm)
+        row |= self.watch.measure(outputs, row["epoch"])
+        if self.setup.is_main:
+            self.setup.run.log(row)
+            self.setup.report.show(row, self.total_steps, self.config.log_every)
+            self.watch.warn(row)
+        self.meters.start()
+
+    def check_finite(self, loss):
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {self.step} of {self.total_steps}: try a lower "
+                f"--base_lr (now {self.config.base_lr:g}), a longer --warmup_epochs, or "
+                "--precision fp32; the checkpoint is from before"
+            )
+
+    def save(self):
+        """Write the checkpoint, unless the loss says that the weights are lost."""
+        self.meters.stop()
+        if "loss" in self.meters.sums:
+            self.check_finite(self.meters.sums["loss"].item())
+        scaler = self.accelerator.scaler
+        if self.setup.is_main:
+            self.setup.run.save_checkpoint({
+                "step": self.step,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "options": self.setup.options,
+                "about": self.setup.about,
+                "data_fingerprint": self.setup.data.fingerprint(),
+            })  # fmt: skip
+        self.meters.start()
+
+    def restore(self):
+        """Continue from the checkpoint, if it is one of this run."""
+        run = self.setup.run
+        state = run.load_checkpoint()
+        for name, value in self.setup.options.items():
+            old = state["options"].get(name)
+            if name not in FREE_TO_CHANGE and value != old:
+                raise RunFolderError(f"the run in {run.path} has {name} {old}, not {value}: resume "
+                                     "it with the options it began with")  # fmt: skip
+        if state["data_fingerprint"] != self.setup.data.fingerprint():
+            raise RunFolderError(f"{self.config.data} is not the data that the run began with")
+        self.step = state["step"]
+        self.watch.knn_epoch = self.epochs_at(self.step)
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.setup.is_main:
+            run.metrics.cut(self.step)
+
+    @contextmanager
+    def stop_requests(self):
+        """A list that fills when Ctrl-C or SIGTERM asks to stop; the second one stops at once."""
+        requests, old = [], {}
+
+        def remember(number, frame):
+            requests.append(number)
+            signal.signal(number, old[number])
+
+        # Of several processes some would stop a step earlier and leave the others waiting.
+        if self.accelerator.num_processes == 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                old[number] = signal.signal(number, remember)
+        try:
+            yield requests
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def announce(self):
+        """What was chosen and why, before the first step."""
+        config, data = self.config, self.setup.data
+        batch = config.batch_size * config.accumulate
+        rule = {"linear": f" x {batch} / 256", "sqrt": f" x sqrt({batch} / 256)", "none": ""}
+        millions = backbones.count_parameters(self.method.backbone) / 1e6
+        lines = (
+            f"{self.setup.about['method']} on {len(data)} images of {data.name}; "
+            f"{config.backbone} of {millions:.2f} M parameters; {self.setup.device} x "
+            f"{self.accelerator.num_processes}, {config.precision}",
+            f"batch {batch} = {config.batch_size} x {config.accumulate} accumulated; "
+            f"{config.epochs} epochs are {self.total_steps} steps",
+            f"learning rate {self.peak_lr:.4g} = {config.base_lr:g}{rule[config.lr_rule]} "
+            f"({config.lr_rule} rule), {config.warmup_epochs:g} epochs of warm-up, then a cosine "
+            f"to {config.min_lr:g}; {config.optimizer}, weight decay {config.weight_decay:g}",
+            f"run folder {self.setup.run.path}" + f", from step {self.step}" * bool(self.step),
+        )
+        for line in lines:
+            self.setup.report.say(line)
+
+
+def _mix(*counters):
+    """One 64-bit seed from several whole numbers."""
+    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])

@@ -1,0 +1,67 @@
+"""The options that every method shares."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+AT_LEAST_ONE = {"image_size", "epochs", "batch_size", "accumulate", "log_every"}
+
+
+@dataclass
+class TrainingConfig:
+    """Options of every method."""
+
+    data: str = "digits"
+    """Data set by name (see `sslzoo list data`), or a folder of images, or a Parquet file."""
+    download: bool = False
+    """Fetch a named data set where it is missing."""
+    out: str = ""
+    """Run folder; empty is runs/METHOD_DATA, with a number where that is taken."""
+    backbone: str = "resnet18"
+    """Encoder: a name of `sslzoo list backbones` or any of timm's."""
+    image_size: int = 32
+    """Side of the square views, in pixels."""
+    epochs: int = 200
+    """Passes over the data."""
+    batch_size: int = 256
+    """Images per forward pass, over all processes. Contrastive losses find negatives in them."""
+    accumulate: int = 1
+    """Forward passes per optimizer step. More of them add no negatives."""
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    """Optimizer."""
+    base_lr: float = 0.1
+    """Learning rate per 256 images, without unit."""
+    lr_rule: Literal["linear", "sqrt", "none"] = "linear"
+    """How the learning rate grows with (batch_size x accumulate) / 256."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine, not scaled."""
+    warmup_epochs: float = 10.0
+    """Linear warm-up from 0, in epochs."""
+    weight_decay: float = 1e-4
+    """Weight decay of matrices and kernels, without unit; biases and norms have none."""
+    momentum: float = 0.9
+    """Momentum of sgd and lars, 0 to 1."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Averaging factors of adamw, 0 to 1."""
+    clip_gradient: float = 0.0
+    """Largest norm of the whole gradient; 0 is off."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the forward pass; weights and losses stay float32."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU where there is one."""
+    workers: int = 0
+    """Processes that decode images, per training process; 0 decodes in the training process."""
+    seed: int = 0
+    """Seed of weights, order and views; a whole number from 0."""
+    log_every: int = 20
+    """Optimizer steps between two rows of metrics."""
+    checkpoint_every: int = 0
+    """Optimizer steps between two checkpoints; 0 writes one after each epoch."""
+    knn_every: int = 0
+    """Epochs between two kNN accuracies in the metrics, for labelled data; 0 is off."""
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 1 if field.name in AT_LEAST_ONE else 0
+            if isinstance(value, (int, float)) and not value >= least:
+                raise ValueError(f"{field.name} must be {least} or more; got {value}")

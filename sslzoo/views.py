@@ -1,0 +1,258 @@
+"""Random views of images, each a pure function of (seed, epoch, sample, view number).
+
+`draw_parameters` turns these four numbers into the parameters of a batch of views by a
+counter-based generator; `apply_views` turns images and parameters into views, all samples of a
+batch at once. No generator has a state, so neither the number of workers, nor the number of
+processes, nor an interruption changes what is seen.
+
+Order: crop, flip, rotation (one resampling), colour jitter, grayscale, blur, solarise, normalise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sslzoo import pixels
+from sslzoo.counter_random import Uniform, stream_keys
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """How random views are drawn; the defaults are SimCLR's crop and flip, without colour.
+
+    Attributes:
+        size: side of the view in pixels.
+        crop_scale: smallest and largest share of the image's area in a crop.
+        crop_ratio: smallest and largest width / height of a crop.
+        flip: probability of a horizontal flip.
+        jitter: probability of colour jitter.
+        brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x].
+        hue: shift drawn from [-hue, hue], in turns of the colour circle, at most 0.5.
+        grayscale: probability of grey.
+        blur: probability of Gaussian blur.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels of the view.
+        blur_kernel: its width in pixels, odd; 0 takes size / 10 made odd, as SimCLR does.
+        solarize: probability of inverting all values of 128 and above.
+        rotate: largest rotation in degrees, either way; 0 is none.
+        translate: largest shift as a share of the crop's side; 0 is none.
+        shear: largest horizontal shear in degrees, either way; 0 is none.
+        mean, std: one value for each channel, in units of the range 0 to 1.
+        interpolation: "bilinear" or "bicubic".
+    """
+
+    size: int
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grayscale: float = 0.2
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: int = 0
+    solarize: float = 0.0
+    rotate: float = 0.0
+    translate: float = 0.0
+    shear: float = 0.0
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "a probability, 0 to 1")
+        for name in ("brightness", "contrast", "saturation", "rotate", "translate", "shear"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name, most in (("crop_scale", 1), ("crop_ratio", float("inf"))):
+            low, high = getattr(self, name)
+            self._check(name, 0 < low <= high <= most, f"rising, above 0, at most {most}")
+        self._check("blur_sigma", 0 <= self.blur_sigma[0] <= self.blur_sigma[1], "rising from 0")
+        self._check("hue", 0 <= self.hue <= 0.5, "0 to 0.5 turns")
+        self._check("size", self.size >= 1, "1 pixel or more")
+        is_odd = self.blur_kernel == 0 or self.blur_kernel % 2 == 1
+        self._check("blur_kernel", is_odd, "odd, or 0 for size / 10")
+        is_known = self.interpolation in ("bilinear", "bicubic")
+        self._check("interpolation", is_known, "bilinear or bicubic")
+
+    def _check(self, name, is_good, expected):
+        if not is_good:
+            raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}")
+
+    @property
+    def is_affine(self):
+        """Whether there is more geometry than crop and flip."""
+        return bool(self.rotate or self.translate or self.shear)
+
+    @property
+    def is_jittered(self):
+        """Whether the colour jitter can change anything."""
+        strengths = self.brightness, self.contrast, self.saturation, self.hue
+        return bool(self.jitter and any(strengths))
+
+
+def draw_parameters(spec, seed, epoch, indices, view, height, width):
+    """Parameters of view number `view` of the samples `indices` in an epoch.
+
+    Args:
+        spec: ViewSpec.
+        seed, epoch, view: integers.
+        indices: [B] sample numbers.
+        height, width: of the images in pixels; integers, or one value for each sample.
+
+    Returns:
+        Dictionary of CPU tensors, float32 unless stated:
+            crop [B, 4]: top, left, height, width in pixels, whole numbers.
+            flip [B], grayscale [B], solarize [B]: bool.
+            affine [B, 4]: rotation in radians, shear tangent, x and y shift (1 is half the crop).
+            factors [B, 4]: brightness, contrast, saturation; hue shift. 1, 1, 1, 0 change nothing.
+            order [B, 4]: int64, which of these four comes first, second, third and last.
+            blur_sigma [B]: 0 where there is no blur.
+
+    Example:
+        >>> from sslzoo.views import ViewSpec, draw_parameters
+        >>> spec = ViewSpec(size=32)
+        >>> both = draw_parameters(spec, 0, 3, [7, 8], 1, 32, 32)
+        >>> alone = draw_parameters(spec, 0, 3, [8], 1, 32, 32)
+        >>> bool((both["crop"][1] == alone["crop"][0]).all())
+        True
+    """
+    uniform = Uniform(stream_keys(seed, epoch, view, np.asarray(indices)))
+    parameters = {
+        "crop": _crops(spec, uniform, height, width),
+        "flip": uniform() < spec.flip,
+        "affine": _affine(spec, uniform),
+        **_colours(spec, uniform),
+        "grayscale": uniform() < spec.grayscale,
+    }
+    is_blurred, sigma = uniform() < spec.blur, uniform(None, *spec.blur_sigma)
+    parameters["blur_sigma"] = np.where(is_blurred, sigma, 0.0)
+    parameters["solarize"] = uniform() < spec.solarize
+    return {name: _tensor(value) for name, value in parameters.items()}
+
+
+def _tensor(value):
+    tensor = torch.from_numpy(value)
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _crops(spec, uniform, height, width):
+    """Boxes as torchvision's RandomResizedCrop draws them: ten attempts, else a centre crop."""
+    B = len(uniform.keys)
+    height, width = (
+        np.broadcast_to(np.asarray(x, np.float64), B)[:, None] for x in (height, width)
+    )
+    area = height * width * uniform(CROP_ATTEMPTS, *spec.crop_scale)
+    low, high = np.log(spec.crop_ratio)
+    ratio = np.exp(uniform(CROP_ATTEMPTS, low, high))
+    w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.argmax(1)[:, None]
+    w, h = np.take_along_axis(w, first, 1), np.take_along_axis(h, first, 1)
+    place = uniform(2)
+    top = np.floor(place[:, :1] * (height - h + 1))
+    left = np.floor(place[:, 1:] * (width - w + 1))
+
+    none_fits = ~fits.any(1, keepdims=True)
+    nearest = np.clip(width / height, *spec.crop_ratio)
+    w = np.where(none_fits, np.rint(np.minimum(width, height * nearest)), w)
+    h = np.where(none_fits, np.rint(np.minimum(height, width / nearest)), h)
+    top = np.where(none_fits, (height - h) // 2, top)
+    left = np.where(none_fits, (width - w) // 2, left)
+    return np.concatenate([top, left, h, w], 1)
+
+
+def _affine(spec, uniform):
+    angle = np.deg2rad(uniform(None, -spec.rotate, spec.rotate))
+    shear = np.tan(np.deg2rad(uniform(None, -spec.shear, spec.shear)))
+    shift = uniform(2, -2 * spec.translate, 2 * spec.translate)
+    return np.stack([angle, shear, *shift.T], 1)
+
+
+def _colours(spec, uniform):
+    strength = np.array([spec.brightness, spec.contrast, spec.saturation])
+    low = np.maximum(0, 1 - strength)
+    factors = low + (1 + strength - low) * uniform(3)
+    hue = uniform(1, -spec.hue, spec.hue)
+    is_jittered = (uniform() < spec.jitter)[:, None]
+    neutral = np.array([1.0, 1.0, 1.0, 0.0])
+    return {
+        "factors": np.where(is_jittered, np.concatenate([factors, hue], 1), neutral),
+        "order": np.argsort(uniform(4), axis=1),
+    }
+
+
+def apply_views(images, spec, parameters):
+    """The views of a batch of images with given parameters.
+
+    Args:
+        images: uint8 [B, C, H, W] with C = 1 or 3, on any device.
+        spec: ViewSpec.
+        parameters: from `draw_parameters` for these samples.
+
+    Returns:
+        float32 [B, C, size, size], normalised, on the device of `images`.
+    """
+    crop, flip, affine = (_move(parameters[n], images) for n in ("crop", "flip", "affine"))
+    x = pixels.resample(images, crop, flip, affine, spec.size, spec.interpolation,
+                        clamp=not spec.is_affine)  # fmt: skip
+    return _photometric(x, spec, parameters)
+
+
+def apply_cropped_views(crops, spec, parameters):
+    """`apply_views` for images already cropped and resized: uint8 [B, C, size, size]."""
+    flip, affine = (_move(parameters[name], crops) for name in ("flip", "affine"))
+    if spec.is_affine:
+        whole = torch.tensor([[0.0, 0, spec.size, spec.size]], device=crops.device)
+        x = pixels.resample(crops, whole, flip, affine, spec.size, spec.interpolation, clamp=False)
+    else:
+        x = crops.float() / 255
+        x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+    return _photometric(x, spec, parameters)
+
+
+def _photometric(x, spec, parameters):
+    # Parameters that choose rows stay on the CPU: choosing there does not wait for the device.
+    if spec.is_jittered:
+        x = pixels.jitter(x, parameters["factors"], parameters["order"])
+    if spec.grayscale:
+        x = torch.where(_move(parameters["grayscale"], x)[:, None, None, None], pixels.grey(x), x)
+    if spec.blur:
+        x = pixels.blur(x, parameters["blur_sigma"], spec.blur_kernel or spec.size // 10 | 1)
+    if spec.solarize:
+        is_chosen = _move(parameters["solarize"], x)[:, None, None, None]
+        x = torch.where(is_chosen & (x >= 128 / 255), 1 - x, x)
+    return normalise(x, spec.mean, spec.std)
+
+
+def _move(parameter, images):
+    return parameter.to(images.device, non_blocking=True)
+
+
+def normalise(x, mean, std):
+    """(x - mean) / std for each channel of [B, C, H, W]."""
+    mean, std = (
+        torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (mean, std)
+    )
+    return (x - mean) / std
+
+
+def evaluation_view(images, size, mean, std):
+    """The fixed view for evaluation: resize the shorter side, crop the centre, normalise.
+
+    As usual, views above 96 pixels show the central 7/8 (256 to 224); smaller ones everything.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        size: side of the view in pixels.
+
+    Returns:
+        float32 [B, C, size, size].
+    """
+    return normalise(pixels.centre_view(images, size).float() / 255, mean, std)

@@ -1,0 +1,29 @@
+"""Real data, where it lies beside the repository, and one thread for small tensors."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder shared/data beside the repository or above it; skips where there is none."""
+    for parent in Path(__file__).resolve().parents:
+        if (parent / "shared" / "data").is_dir():
+            return parent / "shared" / "data"
+    pytest.skip("no folder shared/data with real images beside the repository")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads wait for one another on busy machines; tensors this small gain nothing from them.
+
+    For a module, not a test: what a module's fixtures train must have the bits of its tests.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)

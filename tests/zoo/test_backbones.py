@@ -1,0 +1,96 @@
+"""Encoders: sizes, maps, timm's keys, features of inner layers."""
+
+import pytest
+import timm
+import torch
+
+from sslzoo import backbones
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "millions", "width"),
+    [("resnet18", 32, 11.17, 512), ("vit_tiny_p4", 32, 5.36, 192), ("vit_small_p4", 32, 21.34, 384),
+     ("convnet4", 16, 0.24, 128)],
+)  # fmt: skip
+def test_sizes_are_those_of_the_specification(name, image_size, millions, width):
+    model = backbones.build(name, image_size=image_size)
+    assert round(count(model) / 1e6, 2) == millions
+    assert model.num_features == width
+    assert model(torch.zeros(2, 3, image_size, image_size)).shape == (2, width)
+
+
+def test_small_resnet_keeps_its_maps_large():
+    model = backbones.build("resnet18", image_size=32)
+    maps = []
+    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        layer.register_forward_hook(lambda module, inputs, output: maps.append(output.shape[-1]))
+    model(torch.zeros(1, 3, 32, 32))
+    assert maps == [32, 16, 8, 4]
+    assert model.conv1.weight.shape == (64, 3, 3, 3)
+
+
+def test_large_resnet_is_timms():
+    model = backbones.build("resnet18", image_size=64, channels=1)
+    twin = timm.create_model("resnet18", num_classes=0, in_chans=1)
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(2, 1, 64, 64)
+    assert torch.equal(model.eval()(x), twin.eval()(x))
+
+
+def test_weights_of_small_models_go_into_timms_as_the_docstring_says():
+    model = backbones.build("resnet18", image_size=32)
+    theirs = timm.create_model("resnet18", num_classes=0).state_dict()
+    ours = model.state_dict()
+    assert list(ours) == list(theirs)
+    assert [key for key in ours if ours[key].shape != theirs[key].shape] == ["conv1.weight"]
+
+    model = backbones.build("vit_tiny_patch16_224", image_size=32)
+    twin = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=4)
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(x), twin.eval()(x))
+    assert count(model) == count(backbones.build("vit_tiny_p4", image_size=32))
+
+
+def test_vits_follow_the_image_size():
+    tokens = {}
+    for size in (32, 64, 96):
+        model = backbones.build("vit_tiny_patch16_224", image_size=size, depth=1)
+        tokens[size] = model.pos_embed.shape[1] - 1
+    assert tokens == {32: 64, 64: 64, 96: 36}
+    model = backbones.build("vit_tiny_p4", image_size=24, patch_size=8, depth=1)
+    assert model.pos_embed.shape[1] == 10
+    with pytest.raises(ValueError, match="image_size 30 is no multiple of the patch size 4"):
+        backbones.build("vit_tiny_p4", image_size=30)
+
+
+def test_deep_stems_and_other_families_are_left_as_they_are():
+    for name in ("resnet18d", "convnext_atto"):
+        model = backbones.build(name, image_size=32)
+        model.load_state_dict(timm.create_model(name, num_classes=0).state_dict())
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, model.num_features)
+
+
+def test_unknown_name_gets_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown backbone 'resnet_18'; did you mean .*resnet18"):
+        backbones.build("resnet_18", image_size=32)
+    with pytest.raises(ValueError, match="unknown backbone 'qqq'"):
+        backbones.build("qqq", image_size=32)
+
+
+def test_features_of_layers():
+    model = backbones.build("resnet18", image_size=32).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(backbones.features(model, x), model(x))
+    torch.testing.assert_close(backbones.features(model, x, "layer4"), model(x))
+    assert backbones.features(model, x, "layer2").shape == (2, 128)
+    with pytest.raises(ValueError, match=r"no layer 'layer5'; the nearest are .*layer4"):
+        backbones.features(model, x, "layer5")
+
+    vit = backbones.build("vit_tiny_p4", image_size=32, depth=2).eval()
+    torch.testing.assert_close(backbones.features(vit, x, "norm"), vit(x))
+    assert not vit.blocks[0]._forward_hooks
