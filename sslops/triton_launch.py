@@ -13,17 +13,24 @@ from sslops.triton_helpers import (
 
 WIDEST = 256  # the accumulators of wider rows do not fit the registers
 
-# ROWS, COLS, num_warps, num_stages by kernel, kind of product and WIDTH. All fit 99 KiB of shared
-# memory, so that they run on every chip since sm_80 and two blocks share a multiprocessor of the
-# larger ones; tests/ops/test_compile_ahead.py holds them to that and to no spills.
-_HALF = {16: (128, 128, 8, 2), 32: (128, 128, 8, 2), 64: (128, 128, 8, 2), 128: (128, 128, 8, 2),
-         256: (64, 64, 4, 2)}  # fmt: skip
-_TF32 = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 1),
-         256: (32, 32, 4, 1)}  # fmt: skip
-_EXACT = dict.fromkeys((16, 32, 64, 128, 256), (32, 32, 4, 1))
+# ROWS, COLS, num_warps, num_stages by chip, kernel, kind of product and WIDTH; a width that is not
+# listed spills registers and goes to another backend. The list of sm_80 fits 99 KiB of shared
+# memory, which every later chip has. tests/ops/test_compile_ahead.py compiles what is listed.
+_SQUARE = dict.fromkeys((16, 32, 64), (32, 32, 4, 2))
+_TF32 = {**dict.fromkeys((16, 32, 64), (64, 32, 4, 2)), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
+_SMALL_HALF = {**dict.fromkeys((16, 32, 64), (64, 64, 4, 2)), 128: (64, 64, 8, 2)}
+_LARGE_HALF = dict.fromkeys((16, 32, 64, 128), (64, 64, 4, 2))
+_FLOAT32 = {"tf32": _TF32, "tf32x3": _SQUARE, "ieee": _SQUARE}
+_FLOAT32_TRIANGLE = {**_FLOAT32, "tf32": {**_SQUARE, 128: (32, 32, 8, 2), 256: (32, 32, 8, 2)}}
 TILES = {
-    kernel: {"half": _HALF, "tf32": _TF32, "tf32x3": _EXACT, "ieee": _EXACT}
-    for kernel in ("softmax", "gradient", "triangle")
+    "sm_80": {
+        "rows": {"half": {**_SMALL_HALF, 256: (64, 64, 8, 2)}, **_FLOAT32},
+        "triangle": {"half": {**_SMALL_HALF, 256: (64, 64, 8, 2)}, **_FLOAT32_TRIANGLE},
+    },
+    "sm_90": {
+        "rows": {"half": {**_LARGE_HALF, 256: (64, 32, 8, 2)}, **_FLOAT32},
+        "triangle": {"half": {**_LARGE_HALF, 256: (64, 64, 8, 2)}, **_FLOAT32_TRIANGLE},
+    },
 }
 MOST_SPLITS = 64  # the kernel that combines them holds one row's parts in registers
 INTERPRETER_TILE = (128, 128)  # few steps: it spends its time per instruction, not per number
@@ -71,12 +78,19 @@ def is_fixed(temperature, normalize):
     return normalize and isinstance(temperature, float) and temperature >= 1 / 32
 
 
+def tiles(kernel, x):
+    """The tile sizes by WIDTH for rows like x on its device."""
+    hopper = x.is_cuda and torch.cuda.get_device_properties(x.device).major == 9
+    return TILES["sm_90" if hopper else "sm_80"][kernel][product(x.dtype)]
+
+
 def launch_options(kernel, x):
-    """Keyword arguments of every tiled kernel for rows like x [B, rows, D]."""
+    """Keyword arguments of a tiled kernel ("rows" or "triangle") for rows like x [B, rows, D]."""
     kind, D = product(x.dtype), x.shape[-1]
-    rows, cols, warps, stages = TILES[kernel][kind][width(D)]
     if INTERPRETED:
-        rows, cols = INTERPRETER_TILE
+        rows, cols, warps, stages = *INTERPRETER_TILE, 4, 2
+    else:
+        rows, cols, warps, stages = tiles(kernel, x)[width(D)]
     return dict(D=D, WIDTH=width(D), ROWS=rows, COLS=cols, num_warps=warps, num_stages=stages,
                 PRECISION="ieee" if kind == "half" else kind, enable_fp_fusion=True)  # fmt: skip
 
@@ -96,6 +110,10 @@ def why_not(*tensors):
         return f"Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1), not {x.device}"
     if torch.cuda.get_device_properties(x.device).major < 8:
         return "Triton kernels need compute capability 8.0"
+    listed = tiles("rows", x)
+    if width(x.shape[-1]) not in listed:
+        return (f"float32 at matmul precision {torch.get_float32_matmul_precision()!r} is tiled "
+                f"for a width D of at most {max(listed)}, not {x.shape[-1]}")  # fmt: skip
     return None
 
 
@@ -167,7 +185,7 @@ def pair_sums(
         second: x_i and y_{i + second} are no pair at all.
     """
     B, R, _ = x.x.shape
-    options = launch_options("gradient", x.x)
+    options = launch_options("rows", x.x)
     wanted = sides if symmetric else (True, False)
     x_sum, y_sum = (
         rows.x.new_empty(rows.x.shape if want else 0, dtype=torch.float32)

@@ -208,7 +208,7 @@ def softmax_rows(
     sums = new(rows, D) if key_sum else new(0)
     if not rows:
         return loss, lse, logit, ranks, stats, sums
-    options = launch.launch_options("softmax", q.x)
+    options = launch.launch_options("rows", q.x)
     blocks = launch.ceil_div(N, options["ROWS"]) * (rows // N)
     if splits is None:
         splits = launch.choose_splits(blocks, M // options["COLS"], q.x.device)
