@@ -252,12 +252,12 @@ def fake_gradients(inputs, needs):
     )  # fmt: skip
 
 
-def refuse_second_derivative(backward):
-    """Say in plain words that the custom operator `backward` has no derivative."""
+def refuse_second_derivative(name, backward):
+    """Say in plain words that the custom operator `backward` of op `name` has no derivative."""
 
     def refuse(ctx, *gradients):
         raise NotImplementedError(
-            "second derivatives are not supported by the Triton backend; use backend='reference'"
+            f"{name}: this backend has no double backward; backend='reference' supports it"
         )
 
     backward.register_autograd(refuse)
