@@ -55,7 +55,7 @@ def forbid_double_backward(backward_op, name):
 
     def refuse(ctx, *gradients):
         raise RuntimeError(
-            f"{name}: double backward is not supported by the CPU backend; use backend='reference'"
+            f"{name}: this backend has no double backward; backend='reference' supports it"
         )
 
     backward_op.register_autograd(refuse)

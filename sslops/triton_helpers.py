@@ -165,10 +165,11 @@ def row_norms_kernel(
     norm = tl.sqrt_rn(tl.sum(x * x, 1))
     is_zero = norm <= SMALLEST_NORM
     inverse = tl.where(is_zero, 0.0, tl.div_rn(1.0, tl.where(is_zero, 1.0, norm)))
-    tl.store(inverse_ptr + first + i, inverse, mask=is_row)
+    is_slot = i < tl.cdiv(rows, 16) * 16  # the padding between tensors becomes zero
+    tl.store(inverse_ptr + first + i, inverse, mask=is_slot)
     if COPY:
         power = tl.exp2(tl.floor(tl.log2(tl.where(inverse > 0, inverse, 1.0))))
-        tl.store(unit_ptr + first + i, tl.div_rn(inverse, power), mask=is_row)
+        tl.store(unit_ptr + first + i, tl.div_rn(inverse, power), mask=is_slot)
         store_rows(x_copy_ptr, i, is_row, x * power[:, None], D, WIDTH)
 
 

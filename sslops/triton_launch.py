@@ -145,7 +145,8 @@ def prepare_rows(tensors, normalize, norms=None):
     copies = [torch.empty_like(x) if copy else x for x in tensors]
     known = norms is not None
     if not known:
-        norms = tensors[0].new_empty(norms_shape(tensors, normalize), dtype=torch.float32)
+        # Zeros, because the padding is part of what a custom op returns.
+        norms = tensors[0].new_zeros(norms_shape(tensors, normalize), dtype=torch.float32)
     firsts = [sum(_padded(x) for x in tensors[:i]) for i in range(len(tensors))]
     if copy or not known:
         _launch_norms(tensors, copies, norms, firsts, copy)
@@ -251,12 +252,12 @@ def fake_gradients(inputs, needs):
     )  # fmt: skip
 
 
-def refuse_second_derivative(backward):
-    """Say in plain words that the custom operator `backward` has no derivative."""
+def refuse_second_derivative(name, backward):
+    """Say in plain words that the custom operator `backward` of op `name` has no derivative."""
 
     def refuse(ctx, *gradients):
         raise NotImplementedError(
-            "second derivatives are not supported by the Triton backend; use backend='reference'"
+            f"{name}: this backend has no double backward; backend='reference' supports it"
         )
 
     backward.register_autograd(refuse)

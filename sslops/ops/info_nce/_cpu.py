@@ -194,7 +194,7 @@ def symmetric_forward(
     threads = cpu_helpers.threads_for(B * N, N, D)
     _C.info_nce_symmetric_forward(
         address(query), address(keys), B, N, D, scale, bounded,
-        cpu_helpers.block_rows(N, threads), threads, *map(address, outputs),
+        cpu_helpers.block_rows(N, 2 * threads), threads, *map(address, outputs),
     )  # fmt: skip
     return outputs
 
@@ -232,7 +232,7 @@ def symmetric_backward(
     threads = cpu_helpers.threads_for(B * N, N, D)
     _C.info_nce_symmetric_backward(
         address(query), address(keys), B, N, D, scale, bounded,
-        cpu_helpers.block_rows(N, threads), threads, *map(address, tensors),
+        cpu_helpers.block_rows(N, 2 * threads), threads, *map(address, tensors),
     )  # fmt: skip
     return dq, dk, -torch.linalg.vecdot(query, dq).double().sum() * scale
 

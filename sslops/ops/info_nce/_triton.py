@@ -368,7 +368,7 @@ def _gradients(ctx, upstream, *_):
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
-launch.refuse_second_derivative(_backward)
+launch.refuse_second_derivative("info_nce", _backward)
 
 
 def unsupported(query, positive_key, negative_keys, temperature, **options):

@@ -221,7 +221,7 @@ def _gradients(ctx, upstream, *_):
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
-launch.refuse_second_derivative(_backward)
+launch.refuse_second_derivative("nt_xent", _backward)
 
 
 def unsupported(z, temperature, **options):
