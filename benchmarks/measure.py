@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import gc
+import os
 import platform
 import random
 import statistics
@@ -143,5 +144,6 @@ def machine(device):
         "triton": _version_of("triton"),
         "commit": _output_of("git", "rev-parse", "--short", "HEAD")
         + ("+changes" if _output_of("git", "status", "--porcelain", "-uno") else ""),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "unknown",
         "date": time.strftime("%Y-%m-%d"),
     }

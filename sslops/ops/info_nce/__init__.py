@@ -33,7 +33,7 @@ from sslops.unit_rows import unit_rows
 
 __all__ = ["InfoNCERows", "InfoNCEStats", "info_nce"]
 
-_backends = registry.load("info_nce", "cpu", "chunked", "reference")
+_backends = registry.load("info_nce", "cpu", "triton", "chunked", "reference")
 
 
 class InfoNCEStats(NamedTuple):

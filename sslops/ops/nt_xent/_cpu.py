@@ -34,10 +34,15 @@ def forward(z: Tensor, temperature: Tensor, unit: bool, want_rank: bool) -> tupl
     outputs = _outputs(z, want_rank)
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
     _C.nt_xent_forward(
-        address(z), R, D, scale, bounded, cpu_helpers.block_rows(R), torch.get_num_threads(),
-        *map(address, outputs),
-    )  # fmt: skip
+        address(z), R, D, scale, bounded, *_block_and_threads(R, D), *map(address, outputs)
+    )
     return outputs
+
+
+def _block_and_threads(R, D):
+    # A round has half as many pairs as there are blocks: two for every thread.
+    threads = cpu_helpers.threads_for(R, R, D)
+    return cpu_helpers.block_rows(R, 4 * threads), threads
 
 
 def _outputs(z, want_rank):
@@ -56,7 +61,7 @@ def backward(
     dz = torch.empty_like(z)
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
     _C.nt_xent_backward(
-        address(z), R, D, scale, bounded, cpu_helpers.block_rows(R), torch.get_num_threads(),
+        address(z), R, D, scale, bounded, *_block_and_threads(R, D),
         address(loss), address(normaliser), address(upstream), address(dz),
     )  # fmt: skip
     # s_ij = <z_i, z_j> / T serves rows i and j, so sum_i <z_i, dz_i> = 2 sum_ij s_ij dL/ds_ij.
