@@ -70,7 +70,7 @@ void with_element(int64_t element_bytes, const Body& body) {
 void gather_patches(const GatherPatches& a, int device, void* stream) {
   if (a.B * a.n_keep == 0) return;
   check(cudaSetDevice(device));
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(a.B * a.n_keep, 1 << 30));
+  const unsigned grid = blocks_of_warps(a.B * a.n_keep * kWarps);  // a block, not a warp, per patch
   with_element(a.element_bytes, [&](auto element) {
     using T = decltype(element);
     constexpr int N = 16 / sizeof(T);
