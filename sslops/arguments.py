@@ -2,6 +2,7 @@
 and what came."""
 
 import math
+import reprlib
 
 import torch
 
@@ -10,7 +11,7 @@ def describe(value):
     """What came, in words: shape, dtype and device of a tensor, else the value itself."""
     if isinstance(value, torch.Tensor):
         return f"shape {tuple(value.shape)}, {value.dtype}, {value.device}"
-    return f"{type(value).__name__} {value!r}"
+    return f"{type(value).__name__} {' '.join(reprlib.repr(value).split())}"
 
 
 def check_rows(name, value, min_ndim=2):

@@ -34,9 +34,15 @@ def scale_and_bounded(temperature, unit):
     return scale, unit and 2 * scale < LARGEST_SPREAD
 
 
-def block_rows(rows):
-    """Rows of a block: four blocks for every thread, for balance with few waits for each other."""
-    return max(32, rows // (4 * torch.get_num_threads()) // 32 * 32)
+def threads_for(rows, columns, width):
+    """How many of torch's threads a product of this size keeps busy for longer than it takes to
+    wake them: 2^21 multiply-adds each (about 40 microseconds)."""
+    return max(1, min(torch.get_num_threads(), rows * columns * width >> 21))
+
+
+def block_rows(rows, blocks):
+    """Rows of one of so many blocks, in whole panels (csrc/cpu/tiles.h)."""
+    return max(32, rows // blocks // 32 * 32)
 
 
 def needs_grad(tensor):
@@ -49,7 +55,7 @@ def forbid_double_backward(backward_op, name):
 
     def refuse(ctx, *gradients):
         raise RuntimeError(
-            f"{name}: the CPU backend has no second derivative; use backend='reference'"
+            f"{name}: double backward is not supported by the CPU backend; use backend='reference'"
         )
 
     backward_op.register_autograd(refuse)

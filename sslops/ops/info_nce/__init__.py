@@ -29,7 +29,7 @@ from sslops.ops.info_nce.reference import InfoNCERows
 
 __all__ = ["InfoNCERows", "InfoNCEStats", "info_nce"]
 
-_backends = registry.load("info_nce", "cpu", "chunked", "reference")
+_backends = registry.load("info_nce", "cpu", "triton", "chunked", "reference")
 
 
 class InfoNCEStats(NamedTuple):

@@ -95,8 +95,8 @@ def forward(
     height = kept_rows(M) if want_dk else ROWS_KEEPING_NONE
     _C.info_nce_forward(
         address(query), address(positive_key), address(keys), address(key_norm), B, N, M, D,
-        positive_offset, exclude_offset, scale, bounded, height, torch.get_num_threads(),
-        *map(address, outputs),
+        positive_offset, exclude_offset, scale, bounded, height,
+        cpu_helpers.threads_for(B * N, M, D), *map(address, outputs),
     )  # fmt: skip
     return outputs
 
@@ -142,7 +142,8 @@ def backward(
     dk = torch.empty_like(keys)
     _C.info_nce_backward_keys(
         address(query), address(keys), B, N, M, D, positive_offset, exclude_offset, scale,
-        torch.get_num_threads(), address(loss), address(normaliser), address(upstream), address(dk),
+        cpu_helpers.threads_for(B * N, M, D),
+        *map(address, (loss, normaliser, upstream, dk)),
     )  # fmt: skip
     return dq, dp, dk, dt
 
@@ -188,9 +189,10 @@ def symmetric_forward(
     query, keys = query.contiguous(), keys.contiguous()
     outputs = _symmetric_outputs(query, want_rank)
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
+    threads = cpu_helpers.threads_for(B * N, N, D)
     _C.info_nce_symmetric_forward(
-        address(query), address(keys), B, N, D, scale, bounded, cpu_helpers.block_rows(N),
-        torch.get_num_threads(), *map(address, outputs),
+        address(query), address(keys), B, N, D, scale, bounded,
+        cpu_helpers.block_rows(N, threads), threads, *map(address, outputs),
     )  # fmt: skip
     return outputs
 
@@ -225,9 +227,10 @@ def symmetric_backward(
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
     tensors = (row_loss, column_loss, row_normaliser, column_normaliser, row_upstream,
                column_upstream, dq, dk)  # fmt: skip
+    threads = cpu_helpers.threads_for(B * N, N, D)
     _C.info_nce_symmetric_backward(
-        address(query), address(keys), B, N, D, scale, bounded, cpu_helpers.block_rows(N),
-        torch.get_num_threads(), *map(address, tensors),
+        address(query), address(keys), B, N, D, scale, bounded,
+        cpu_helpers.block_rows(N, threads), threads, *map(address, tensors),
     )  # fmt: skip
     return dq, dk, -torch.linalg.vecdot(query, dq).double().sum() * scale
 

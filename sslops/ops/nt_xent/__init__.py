@@ -15,7 +15,7 @@ import torch
 from sslops import arguments, distributed, registry
 from sslops.ops import info_nce as info_nce_op
 
-_backends = registry.load("nt_xent", "cpu", "chunked", "reference")
+_backends = registry.load("nt_xent", "cpu", "triton", "chunked", "reference")
 
 
 def nt_xent(

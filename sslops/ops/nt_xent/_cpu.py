@@ -33,10 +33,9 @@ def forward(z: Tensor, temperature: Tensor, unit: bool, want_rank: bool) -> tupl
     z = z.contiguous()
     outputs = _outputs(z, want_rank)
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
-    _C.nt_xent_forward(
-        address(z), R, D, scale, bounded, cpu_helpers.block_rows(R), torch.get_num_threads(),
-        *map(address, outputs),
-    )  # fmt: skip
+    threads = cpu_helpers.threads_for(R, R, D)
+    block = cpu_helpers.block_rows(R, threads)
+    _C.nt_xent_forward(address(z), R, D, scale, bounded, block, threads, *map(address, outputs))
     return outputs
 
 
@@ -55,8 +54,10 @@ def backward(
     z, upstream = z.contiguous(), upstream.contiguous()
     dz = torch.empty_like(z)
     scale, bounded = cpu_helpers.scale_and_bounded(temperature, unit)
+    threads = cpu_helpers.threads_for(R, R, D)
+    block = cpu_helpers.block_rows(R, threads)
     _C.nt_xent_backward(
-        address(z), R, D, scale, bounded, cpu_helpers.block_rows(R), torch.get_num_threads(),
+        address(z), R, D, scale, bounded, block, threads,
         address(loss), address(normaliser), address(upstream), address(dz),
     )  # fmt: skip
     # s_ij = <z_i, z_j> / T serves rows i and j, so sum_i <z_i, dz_i> = 2 sum_ij s_ij dL/ds_ij.
