@@ -72,7 +72,7 @@ def report(kernel, args, options, chip):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    launch = {k: options.pop(k) for k in ("num_warps", "num_stages") if k in options}
+    launch = {k: options.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in options}
     source = source_of(kernel, args, options)
     compiled = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=launch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -18,26 +18,40 @@ from sslops.ops.color_attention import autograd
 MOST_KEPT = 32  # the largest top-k: a program keeps that many cells of each of its rows
 
 # Launch parameters by kind of product: columns of the embeddings that a program holds at a time at
-# most, rows that it owns, rows that it visits at a time, warps, pipeline stages. All fit 99 KiB of
-# shared memory and the registers, which tests/ops/test_color_attention_compile.py holds them to.
-HALF = dict(WIDTH=64, ROWS=64, COLS=64, num_warps=4, num_stages=2)
-HALF_WIDE = dict(WIDTH=128, ROWS=64, COLS=32, num_warps=8, num_stages=2)
-TF32X3 = dict(WIDTH=64, ROWS=32, COLS=32, num_warps=4, num_stages=1)
-IEEE = dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=2)
+# most, rows that it owns, rows that it visits at a time, warps, pipeline stages, registers (told,
+# ptxas does not spill to save some). All fit 99 KiB of shared memory and the registers, which
+# tests/ops/test_color_attention_compile.py holds them to.
+_IEEE = dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=2, maxnreg=255)
+TILES = {  # kind, D > 64
+    ("half", False): dict(WIDTH=64, ROWS=64, COLS=64, num_warps=4, num_stages=2, maxnreg=255),
+    ("half", True): dict(WIDTH=128, ROWS=64, COLS=32, num_warps=8, num_stages=2, maxnreg=255),
+    ("tf32x3", False): dict(WIDTH=64, ROWS=32, COLS=32, num_warps=4, num_stages=1, maxnreg=255),
+    ("tf32x3", True): dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=1, maxnreg=255),
+    ("ieee", False): _IEEE,
+    ("ieee", True): _IEEE,
+}
 GATHER = dict(ROWS=32, num_warps=4)
 INTERPRETER_ROWS = 64  # the interpreter's time goes by instructions, not by numbers
 
 
 def unsupported(target, reference, *args, topk=None, window=None):
     tensors = [a for a in (target, reference, *args) if isinstance(a, torch.Tensor)]
-    if not dense.INTERPRETED and target.device.type != "cuda":
-        return "the tensors are not on a CUDA device"
     if target.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"{target.dtype} has no kernel"
     if topk is not None and topk > MOST_KEPT:
         return f"topk is above {MOST_KEPT}"
     if any(t.numel() == 0 for t in tensors):
         return "an input is empty"
+    if max(t.shape[1:].numel() for t in tensors if t.ndim) >= 2**31:
+        return "a batch entry has 2^31 elements or more"
+    return None if dense.INTERPRETED else why_not_device(target)
+
+
+def why_not_device(tensor):
+    if not tensor.is_cuda or torch.version.hip:
+        return f"the kernels need an NVIDIA GPU, not {tensor.device}"
+    if torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return "the kernels need compute capability 8.0"
     return None
 
 
@@ -53,26 +67,27 @@ def width_of(D):
     return max(16, triton.next_power_of_2(D))
 
 
-def tile_options(f, visits_less=False):
+def tile_options(f):
     """What all kernels with matrix products know at compile time, and their launch parameters."""
-    kind, D = product(f.dtype), f.shape[2]
-    tile = {"ieee": IEEE, "tf32x3": TF32X3, "half": HALF if D <= 64 else HALF_WIDE}[kind]
+    D = f.shape[2]
+    tile = TILES[product(f.dtype), D > 64]
     tile = {**tile, "WIDTH": min(tile["WIDTH"], width_of(D))}
-    if visits_less:
-        tile["COLS"] = 32
     if dense.INTERPRETED:
         tile.update(ROWS=INTERPRETER_ROWS, COLS=INTERPRETER_ROWS)
     return dict(D=D, **tile)
 
 
-def dense_options(f, v, window, backward=False, visits_less=False):
+def dense_options(f, v, window, backward=False, accumulators=1):
     """The same for full attention. Beside half-precision embeddings, values keep the digits of
     float32 and gradients need fewer."""
     kind, C = product(f.dtype), 1 if v is None else v.shape[2]
+    tile = tile_options(f)
+    if kind == "half" and v is not None and not dense.INTERPRETED:
+        # Accumulators of values leave registers for fewer visited rows.
+        tile["COLS"] = min(tile["COLS"], 64 // accumulators // (2 if C > 32 else 1))
     precision = ("tf32" if backward else "tf32x3") if kind == "half" else kind
-    visits_less = visits_less or C > 32  # wide accumulators leave fewer registers
-    return dict(**tile_options(f, visits_less), C=C, C_WIDTH=width_of(C), LABELS=v is None,
-                WINDOW=bool(window), PRECISION=precision)  # fmt: skip
+    return dict(**tile, C=C, C_WIDTH=width_of(C), LABELS=v is None, WINDOW=bool(window),
+                PRECISION=precision)  # fmt: skip
 
 
 def gather_options(f, v):
@@ -94,7 +109,7 @@ def geometry(target, reference, window):
 
 def launch(kernel, grid, *args, like, **options):
     with torch.cuda.device_of(like):
-        kernel[grid](*args, **options)
+        kernel[grid](*args, **options, enable_fp_fusion=True)
 
 
 def rows_like(x, *shape):
@@ -126,8 +141,7 @@ def gradients(f, g, temperature, window, lse, a, b, *, v=None, grad=None, labels
     options = dense_options(f, v, window, backward=True)
     grid = (triton.cdiv(Nt, options["ROWS"]) * B, triton.cdiv(D, options["WIDTH"]))
     launch(dense.target_gradient_kernel, grid, *inputs, by_f, B * Nt, *sizes, like=f, **options)
-    # Two accumulators leave registers for fewer visited rows.
-    options = dense_options(f, v, window, backward=True, visits_less=v is not None)
+    options = dense_options(f, v, window, backward=True, accumulators=2)
     grid = (triton.cdiv(cells, options["ROWS"]) * frames * B, grid[1])
     launch(dense.reference_gradient_kernel, grid, *inputs, by_g, by_v, B * Nt, *sizes, like=f,
            **options)  # fmt: skip
