@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int64_t first = a.count > a.size ? a.count - a.size : 0;
   const int64_t first_slot = ring_slot(pointer, first, a.size);
   const int64_t warps = int64_t{gridDim.x} * kWarps;
-  for (int64_t i = int64_t{blockIdx.x} * kWarps + warp_of_block(); i < a.count - first; i += warps) {
+  const int64_t start = int64_t{blockIdx.x} * kWarps + warp_of_block();
+  for (int64_t i = start; i < a.count - first; i += warps) {
     const int64_t slot = next_slot(first_slot, i, a.size) - a.first_slot;
     if (!in_range(slot, a.slots)) continue;
     const auto* key =

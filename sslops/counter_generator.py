@@ -29,7 +29,7 @@ class CounterGenerator:
         >>> generator = sslops.CounterGenerator(seed=0, step=3)
         >>> x_kept, mask, ids_restore = sslops.random_masking(x, 0.75, generator=generator)
         >>> print(x_kept.flatten().tolist())
-        [2.0, 0.0]
+        [1.0, 4.0]
     """
 
     def __init__(self, seed, step=0, first_sample=0):

@@ -17,7 +17,7 @@ SCHEMA = (
     device_types=("cpu", "cuda"),
     schema=SCHEMA,
 )
-def enqueue_(stored, pointer, blocks_done, keys, size, first_slot, normalize):
+def _enqueue(stored, pointer, blocks_done, keys, size, first_slot, normalize):
     keys = keys if keys.stride(-1) == 1 or keys.shape[-1] == 1 else keys.contiguous()
     fields = (
         keys.data_ptr(), DTYPES[keys.dtype], keys.stride(0) * keys.element_size(), *keys.shape,
@@ -27,9 +27,13 @@ def enqueue_(stored, pointer, blocks_done, keys, size, first_slot, normalize):
     LAUNCH[stored.device.type]("enqueue", stored.device, fields)
 
 
-@enqueue_.register_fake
+@_enqueue.register_fake
 def _(stored, pointer, blocks_done, keys, size, first_slot, normalize):
     return None
+
+
+def enqueue_(stored, pointer, blocks_done, keys, size, first_slot, normalize):
+    _enqueue(stored, pointer, blocks_done, keys, size, first_slot, normalize)
 
 
 def why_not_dtype(stored, keys):
