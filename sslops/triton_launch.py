@@ -16,12 +16,17 @@ WIDEST = 256  # the accumulators of wider rows do not fit the registers
 # ROWS, COLS, num_warps, num_stages by chip, kernel, kind of product and WIDTH; a width that is not
 # listed spills registers and goes to another backend. The list of sm_80 fits 99 KiB of shared
 # memory, which every later chip has. tests/ops/test_compile_ahead.py compiles what is listed.
+_EXACT = {16: (32, 32, 4, 2), 32: (32, 32, 4, 2), 64: (32, 16, 4, 2)}
 _SQUARE = dict.fromkeys((16, 32, 64), (32, 32, 4, 2))
 _TF32 = {**dict.fromkeys((16, 32, 64), (64, 32, 4, 2)), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
 _SMALL_HALF = {**dict.fromkeys((16, 32, 64), (64, 64, 4, 2)), 128: (64, 64, 8, 2)}
 _LARGE_HALF = dict.fromkeys((16, 32, 64, 128), (64, 64, 4, 2))
-_FLOAT32 = {"tf32": _TF32, "tf32x3": _SQUARE, "ieee": _SQUARE}
-_FLOAT32_TRIANGLE = {**_FLOAT32, "tf32": {**_SQUARE, 128: (32, 32, 8, 2), 256: (32, 32, 8, 2)}}
+_FLOAT32 = {"tf32": _TF32, "tf32x3": _SQUARE, "ieee": _EXACT}
+_FLOAT32_TRIANGLE = {
+    "tf32": {**_SQUARE, 128: (32, 32, 8, 2), 256: (32, 32, 8, 2)},
+    "tf32x3": _SQUARE,
+    "ieee": _SQUARE,
+}
 TILES = {
     "sm_80": {
         "rows": {"half": {**_SMALL_HALF, 256: (64, 64, 8, 2)}, **_FLOAT32},
@@ -33,6 +38,8 @@ TILES = {
     },
 }
 MOST_SPLITS = 64  # the kernel that combines them holds one row's parts in registers
+# Before sm_90 the assembler spills some bytes to fit one more block; it may use all registers.
+MOST_REGISTERS = {"sm_80": 255, "sm_90": None}
 INTERPRETER_TILE = (128, 128)  # few steps: it spends its time per instruction, not per number
 
 
@@ -78,10 +85,10 @@ def is_fixed(temperature, normalize):
     return normalize and isinstance(temperature, float) and temperature >= 1 / 32
 
 
-def tiles(kernel, x):
-    """The tile sizes by WIDTH for rows like x on its device."""
+def chip(x):
+    """The key of TILES for the device of x."""
     hopper = x.is_cuda and torch.cuda.get_device_properties(x.device).major == 9
-    return TILES["sm_90" if hopper else "sm_80"][kernel][product(x.dtype)]
+    return "sm_90" if hopper else "sm_80"
 
 
 def launch_options(kernel, x):
@@ -90,9 +97,10 @@ def launch_options(kernel, x):
     if INTERPRETED:
         rows, cols, warps, stages = *INTERPRETER_TILE, 4, 2
     else:
-        rows, cols, warps, stages = tiles(kernel, x)[width(D)]
+        rows, cols, warps, stages = TILES[chip(x)][kernel][kind][width(D)]
     return dict(D=D, WIDTH=width(D), ROWS=rows, COLS=cols, num_warps=warps, num_stages=stages,
-                PRECISION="ieee" if kind == "half" else kind, enable_fp_fusion=True)  # fmt: skip
+                PRECISION="ieee" if kind == "half" else kind, enable_fp_fusion=True,
+                maxnreg=MOST_REGISTERS[chip(x)])  # fmt: skip
 
 
 def why_not(*tensors):
@@ -110,7 +118,7 @@ def why_not(*tensors):
         return f"Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1), not {x.device}"
     if torch.cuda.get_device_properties(x.device).major < 8:
         return "Triton kernels need compute capability 8.0"
-    listed = tiles("rows", x)
+    listed = TILES[chip(x)]["rows"][product(x.dtype)]
     if width(x.shape[-1]) not in listed:
         return (f"float32 at matmul precision {torch.get_float32_matmul_precision()!r} is tiled "
                 f"for a width D of at most {max(listed)}, not {x.shape[-1]}")  # fmt: skip

@@ -41,14 +41,15 @@ def signature(kernel, dtype, learned, constants):
     return {name: types[name] for name in kernel.arg_names}
 
 
-def compile_ahead(kernel, dtype, capability, constants, learned, num_warps, num_stages=3):
+def compile_ahead(kernel, dtype, chip, constants, learned, num_warps, num_stages=3, maxnreg=None):
     """Registers, stack and shared memory of one kernel, and whether it multiplies with wgmma."""
     types = signature(kernel, dtype, learned, constants)
     aligned = {(i,): [["tt.divisibility", 16]]
                for i, name in enumerate(types) if types[name].startswith("*")}  # fmt: skip
     source = ASTSource(kernel, types, constants, aligned)
-    options = dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
-    compiled = triton.compile(source, GPUTarget("cuda", capability, 32), options)
+    options = dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True,
+                   maxnreg=maxnreg)  # fmt: skip
+    compiled = triton.compile(source, GPUTarget("cuda", int(chip[3:]), 32), options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -111,7 +112,7 @@ def report_row_kernel(chip, name, dtype, size):
     kernel, warps, flags = ROW_KERNELS[name]
     constants = dict(flags, D=size, WIDTH=size, ROWS=4096 // size, NORMALIZE=True)
     constants = {key: constants[key] for key in kernel.arg_names if key in constants}
-    needs = compile_ahead(kernel, dtype, int(chip[3:]), constants, True, warps)
+    needs = compile_ahead(kernel, dtype, chip, constants, True, warps)
     about = dict(chip=chip, variant=name, dtype=DTYPES[dtype], kind="rows", width=size, tile=None)
     print(json.dumps({**about, **needs}), flush=True)
 
@@ -136,7 +137,8 @@ def report(chip, name, dtype, kind, size, tile):
     if dtype == torch.float16 and flags.get("KEY_SUM"):
         constants.update(HEADROOM=14, FIXED=False)
     constants = {key: constants[key] for key in kernel.arg_names if key in constants}
-    needs = compile_ahead(kernel, dtype, int(chip[3:]), constants, learned, warps, stages)
+    needs = compile_ahead(kernel, dtype, chip, constants, learned, warps, stages,
+                          launch.MOST_REGISTERS[chip])  # fmt: skip
     about = dict(chip=chip, variant=name, dtype=DTYPES[dtype], kind=kind, width=size, tile=tile)
     print(json.dumps({**about, **needs}), flush=True)
 

@@ -358,11 +358,13 @@ def test_five_epochs_on_photographs_raise_the_knn_accuracy(shared_data, tmp_path
     for split, count in (("train", 10_000), ("test", 2_000)):
         table = pq.read_table(shared_data / f"cifar10-{split}.parquet").slice(0, count)
         pq.write_table(table, tmp_path / f"cifar-{split}.parquet")
-    on_gpu = torch.cuda.is_available()
+    # A CPU takes two hours for ResNet-18 at 32 pixels, two minutes for this.
+    small = dict(backbone="convnet4", image_size=16, optimizer="adamw", base_lr=4e-3,
+                 weight_decay=1e-4, batch_size=128)  # fmt: skip
+    full = dict(backbone="resnet18", base_lr=0.12, weight_decay=5e-4)
     config = TrainingConfig(
         data=str(tmp_path / "cifar"), out=str(tmp_path / "run"), epochs=5, warmup_epochs=1,
-        backbone="resnet18" if on_gpu else "convnet4", image_size=32 if on_gpu else 16,
-        base_lr=0.12, weight_decay=5e-4,
+        **(full if torch.cuda.is_available() else small),
     )  # fmt: skip
     setup = set_up("simclr", Config(), config)
     watch = Watch(setup)
@@ -374,7 +376,8 @@ def test_five_epochs_on_photographs_raise_the_knn_accuracy(shared_data, tmp_path
     before = knn()
     train(setup)
     assert knn() > before + 0.1
-    assert float(rows(setup.run)[-1]["loss"]) < 5.5
+    chance = math.log(2 * config.batch_size - 1)
+    assert float(rows(setup.run)[-1]["loss"]) < chance - 0.7
 
 
 @pytest.mark.slow
