@@ -57,7 +57,6 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
-  m.def("select_tile_kernels", &sslops::select_tile_kernels);
   m.def("exp2", [](std::uintptr_t x, int64_t count, std::uintptr_t y) {
     sslops::tile_kernels().exp2(reinterpret_cast<float*>(x), count, reinterpret_cast<float*>(y));
   });

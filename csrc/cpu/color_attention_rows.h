@@ -5,7 +5,7 @@ namespace SSLOPS_SET {
 constexpr float kLog2E = 1.44269504088896340736f;
 
 static float row_max(const float* s, int64_t n) {
-  float best = -__builtin_huge_valf();
+  float best = s[0];
   int64_t j = 0;
   if (n >= kLanes) {
     vec top = load(s);

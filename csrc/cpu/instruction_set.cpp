@@ -10,6 +10,7 @@ static const char* const kNames[] = {"avx512", "avx2", "vector4", "scalar"};
 static bool has(InstructionSet set) {
 #if defined(__GNUC__)
 #if defined(__x86_64__)
+  __builtin_cpu_init();
   if (set == kAvx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");

@@ -121,6 +121,7 @@ def _attention(backend, kernels):
         return *_as_inputs(tensors[:3], tensors[3], found), None
 
     forward.register_autograd(gradients, setup_context=setup_context)
+    _forbid_double_backward(backward, "color_attention", backend)
     return forward
 
 
@@ -149,6 +150,7 @@ def _gather(backend, kernels):
         return *_as_inputs(tensors[:3], tensors[3], found), None
 
     forward.register_autograd(gradients, setup_context=setup_context)
+    _forbid_double_backward(backward, "color_attention", backend)
     return forward
 
 
@@ -180,6 +182,7 @@ def _match(backend, kernels):
         return *by_inputs, None, None, by_temperature
 
     forward.register_autograd(gradients, setup_context=setup_context)
+    _forbid_double_backward(backward, "color_attention_loss", backend)
     return forward
 
 
@@ -194,6 +197,16 @@ def _operator(backend, name, function, fake, schema):
     op = custom_op(f"sslops::{name}_{backend}", function, mutates_args=(), schema=schema)
     op.register_fake(fake)
     return op
+
+
+def _forbid_double_backward(operator, name, backend):
+    def refuse(ctx, *gradients):
+        raise RuntimeError(
+            f"{name}: double backward is not supported by the {backend} backend; "
+            "use backend='reference'"
+        )
+
+    operator.register_autograd(refuse)
 
 
 def _fake_top(target, reference, window, k):
