@@ -1,6 +1,7 @@
 """Builds sslops._C: the CPU kernels always, the CUDA kernels where nvcc is found."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,6 +23,12 @@ def find_nvcc():
     return shutil.which("nvcc")
 
 
+def find_cuda_root(nvcc):
+    """Where nvcc's own toolkit lies; nvcc itself may be a link or a wrapper that lies elsewhere."""
+    dry_run = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+    return Path(re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE).group(1).strip())
+
+
 class BuildExtension(build_ext):
     """Compiles csrc/*.cu with nvcc into objects and hands them to the linker of the extension."""
 
@@ -30,7 +37,7 @@ class BuildExtension(build_ext):
         if CUDA_SOURCES and nvcc:
             ext.extra_objects += [self.compile_cuda(nvcc, source) for source in CUDA_SOURCES]
             ext.define_macros.append(("SSLOPS_CUDA", "1"))
-            cuda_root = Path(nvcc).resolve().parent.parent
+            cuda_root = find_cuda_root(nvcc)
             ext.library_dirs += [str(cuda_root / "lib64"), str(cuda_root / "lib")]
             # The static runtime: one binary serves every torch, whichever libcudart torch brings.
             ext.libraries += ["cudart_static", "dl", "pthread", "rt"]
@@ -42,7 +49,10 @@ class BuildExtension(build_ext):
         target = Path(self.build_temp, source).with_suffix(".cu.o")
         target.parent.mkdir(parents=True, exist_ok=True)
         gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+        newest = CUDA_ARCHITECTURES[-1]  # its PTX runs on what comes after it
+        gencode.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
         flags = ["-O3", "-std=c++17", "-Werror=all-warnings", "-Xcompiler=-fPIC", "-Icsrc"]
+        flags.append("--threads=0")  # the architectures side by side
         subprocess.check_call([nvcc, *flags, *gencode, "-c", source, "-o", str(target)])
         return str(target)
 

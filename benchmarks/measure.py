@@ -1,6 +1,7 @@
 """Time and memory of variants of one computation, interleaved in one process."""
 
 import ctypes
+import functools
 import gc
 import os
 import platform
@@ -21,7 +22,7 @@ class Variant:
     """One way of computing a loss, or a floor. `loss` is None where the variant is `absent`."""
 
     name: str
-    loss: object = None  # tensors -> 0-d loss, or None for work that has no backward
+    loss: object = None  # tensors -> loss or other output; None for work that has no backward
     absent: str | None = None  # why it cannot run here
 
 
@@ -30,16 +31,23 @@ def synchronise(device):
         torch.cuda.synchronize()
 
 
+@functools.cache
+def upstream_like(shape, dtype, device):
+    """The upstream gradient of an output, made once: 1 for a loss, random for anything larger."""
+    return torch.randn(shape, dtype=dtype, device=device) if shape else None
+
+
 def one_run(variant, tensors, device):
     """Seconds of the forward pass and of the backward pass."""
     wanted = [t for t in tensors if t.requires_grad]
     synchronise(device)
     start = time.perf_counter()
     loss = variant.loss(*tensors)
+    upstream = None if loss is None else upstream_like(loss.shape, loss.dtype, loss.device)
     synchronise(device)
     middle = time.perf_counter()
     if loss is not None:
-        torch.autograd.grad(loss, wanted)
+        torch.autograd.grad(loss, wanted, upstream)
     synchronise(device)
     return middle - start, time.perf_counter() - middle
 

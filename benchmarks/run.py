@@ -25,6 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Largest error of the loss and of a gradient, relative to the largest value.
 ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 INPUT_SETS = 3
+OPS = ["info_nce", "key_queue", "masking", "nt_xent"]
 
 
 def main():
@@ -36,11 +37,12 @@ def main():
     print("\n".join(f"{key:<8} {value}" for key, value in machine.items()))
     records = []
     for case in [cases.case_of(options.shape)] if options.shape else cases.MEASURED:
-        ours = own_variant(options.op, options.backend, case)
-        variants = importlib.import_module(f"benchmarks.baselines.{options.op}").baselines(
-            case, device, dtype
-        )
-        check(options.op, options.backend, ours, variants[1], case, device, dtype)
+        peers = importlib.import_module(f"benchmarks.baselines.{options.op}")
+        # Ops that are no losses say themselves how they are called and what makes them correct.
+        ours = getattr(peers, "ours", own_variant)(options.op, options.backend, case)
+        variants = peers.baselines(case, device, dtype)
+        correct = getattr(peers, "check", check)
+        correct(options.op, options.backend, ours, variants[1], case, device, dtype)
         rows = measured(ours, variants, case, device, dtype, options.repeats)
         print_table(options, case, rows)
         records += [dict(op=options.op, case=case.name, dtype=options.dtype, **row) for row in rows]
@@ -50,7 +52,7 @@ def main():
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--op", required=True, choices=["info_nce", "nt_xent"])
+    parser.add_argument("--op", required=True, choices=OPS)
     parser.add_argument("--backend", help="force a backend; default: the first that can run")
     parser.add_argument("--shape", help="as in cases.case_of of the op; default: its MEASURED")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)

@@ -1,8 +1,31 @@
 """Operations of self-supervised learning: fast, lean in memory, right at any world size."""
 
+from sslops.counter_generator import CounterGenerator
 from sslops.ops.info_nce import InfoNCEStats, info_nce
+from sslops.ops.key_queue import KeyQueue
+from sslops.ops.masking import (
+    MaskIds,
+    gather_patches,
+    gather_tokens,
+    random_masking,
+    restore_tokens,
+    sample_mask,
+)
 from sslops.ops.nt_xent import nt_xent
 from sslops.registry import backends
 
 __version__ = "0.1.0"
-__all__ = ["InfoNCEStats", "backends", "info_nce", "nt_xent"]
+__all__ = [
+    "CounterGenerator",
+    "InfoNCEStats",
+    "KeyQueue",
+    "MaskIds",
+    "backends",
+    "gather_patches",
+    "gather_tokens",
+    "info_nce",
+    "nt_xent",
+    "random_masking",
+    "restore_tokens",
+    "sample_mask",
+]

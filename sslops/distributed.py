@@ -36,21 +36,28 @@ class _GatherRows(torch.autograd.Function):
         return gradient[:, start : start + ctx.sizes[rank]], None, None
 
 
-def gather_rows(rows, group):
+def rank_and_size(group):
+    """This process's rank in the group, and the number of its ranks."""
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def gather_rows(rows, group, sizes=None):
     """All ranks' rows in rank order, with gradient.
 
     Args:
         rows: [B, n, D]; n may differ between ranks, B and D may not.
         group: a torch.distributed process group.
+        sizes: every rank's n, if known; None exchanges them, which waits for the device.
 
     Returns:
         ([B, sum of n, D], the index of this rank's first row). The gradient of a row is the sum of
         the gradients that all ranks' losses send to it.
     """
-    size = torch.tensor([rows.shape[1]], device=rows.device)
-    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(sizes, size, group=group)
-    sizes = torch.cat(sizes).tolist()
+    if sizes is None:
+        size = torch.tensor([rows.shape[1]], device=rows.device)
+        sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(sizes, size, group=group)
+        sizes = torch.cat(sizes).tolist()
     return _GatherRows.apply(rows, sizes, group), sum(sizes[: dist.get_rank(group)])
 
 

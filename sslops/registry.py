@@ -2,7 +2,8 @@
 
 A backend of op `name` is the module `sslops/ops/name/_<backend>.py` (the specification is
 `reference.py`). It defines a function called like the op and `unsupported(...)`, which takes the
-same arguments and returns None or, in words, the reason why this backend cannot run them.
+same arguments and returns None or, in words, the reason why this backend cannot run them. A folder
+may hold several ops, which share its backends: `load(folder, ..., function=name)`.
 """
 
 import importlib
@@ -19,7 +20,8 @@ OPS: dict[str, "Op"] = {}
 class Op:
     """The backends of one op, in the order in which they are tried."""
 
-    def __init__(self, name, backend_names):
+    def __init__(self, folder, name, backend_names):
+        self.folder = folder
         self.name = name
         self.order = backend_names
         self.backends = {}  # backend name -> (function, unsupported)
@@ -27,7 +29,7 @@ class Op:
         for backend in backend_names:
             module_name = backend if backend == "reference" else f"_{backend}"
             try:
-                module = importlib.import_module(f"sslops.ops.{name}.{module_name}")
+                module = importlib.import_module(f"sslops.ops.{folder}.{module_name}")
             except ModuleNotFoundError as error:
                 # Only a missing compiler or Triton excuses a backend; a typo in one must surface.
                 if error.name not in ("triton", "sslops._C"):
@@ -59,9 +61,10 @@ class Op:
         return self.backends[backend][1](*args, **kwargs)
 
 
-def load(name, *backend_names):
+def load(folder, *backend_names, function=None):
     """Import the backends of an op, in order of preference, and remember the op."""
-    OPS[name] = Op(name, backend_names)
+    name = function or folder
+    OPS[name] = Op(folder, name, backend_names)
     return OPS[name]
 
 
@@ -74,7 +77,9 @@ def backends(device=None):
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     print(f"sslops on {device}, torch {torch.__version__}")
     for op in OPS.values():
-        args, kwargs = importlib.import_module(f"sslops.ops.{op.name}.cases").example(device)
+        cases = importlib.import_module(f"sslops.ops.{op.folder}.cases")
+        example = "example" if op.name == op.folder else f"example_{op.name}"
+        args, kwargs = getattr(cases, example)(device)
         print(op.name)
         taken = False
         for backend in op.order:

@@ -17,7 +17,9 @@ What a backend of this op receives, already checked:
     uniform         True: all rows will receive the same upstream gradient (reduction mean or sum),
                     so a backend may compute gradients in the forward pass and only scale them
 
-Every row's loss is differentiable with respect to all tensors and the temperature.
+Every row's loss is differentiable with respect to all tensors and the temperature. Negatives that
+need no gradient may be overwritten between forward and backward (a KeyQueue): a backend does not
+keep them for its backward pass, for which the gradients that the forward pass has suffice.
 """
 
 from typing import NamedTuple
@@ -26,6 +28,8 @@ import torch
 
 from sslops import arguments, distributed, registry
 from sslops.ops.info_nce.reference import InfoNCERows
+from sslops.ops.key_queue import KeyQueue
+from sslops.unit_rows import unit_rows
 
 __all__ = ["InfoNCERows", "InfoNCEStats", "info_nce"]
 
@@ -71,7 +75,9 @@ def info_nce(
         query: [..., N, D], float16, bfloat16, float32 or float64.
         positive_key: [..., N, D], the positive of each query; dtype and device of `query`.
         negative_keys: None (the other rows' keys are the negatives), [M, D] or [..., M, D] (the
-            same negatives for all N rows), or [..., N, M, D] with negative_mode="paired".
+            same negatives for all N rows), or [..., N, M, D] with negative_mode="paired"; or a
+            KeyQueue of width D, whose dtype may be another. Its rows are not normalised again,
+            and it may be written to between this call and backward, as MoCo does.
         temperature: float > 0, or a 0-d tensor, which may require grad.
         reduction: "mean", "sum" or "none".
         negative_mode: "unpaired" or "paired" (each query has negatives of its own).
@@ -108,6 +114,10 @@ def info_nce(
     """
     arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     arguments.check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
+    if isinstance(negative_keys, KeyQueue):
+        query, positive_key, negative_keys, normalize = _from_queue(
+            query, positive_key, negative_keys, negative_mode, normalize
+        )
     _check_tensors(query, positive_key, negative_keys, negative_mode)
     if negative_keys is not None and (symmetric or group is not None):
         raise ValueError("symmetric and group need negative_keys=None (the other rows' keys)")
@@ -129,6 +139,22 @@ def info_nce(
     if not return_stats:
         return loss
     return loss, InfoNCEStats(*(x.reshape(shape) for x in rows[1:]))
+
+
+def _from_queue(query, positive_key, queue, negative_mode, normalize):
+    """Rows and queue in one dtype, and whether they are still to be normalised."""
+    _check_tensors(query, positive_key, None, negative_mode)
+    if negative_mode == "paired":
+        raise ValueError("a KeyQueue holds the same negatives for all rows: not 'paired' ones")
+    if queue.dim != query.shape[-1]:
+        raise ValueError(
+            f"negative_keys, a KeyQueue of width {queue.dim}, must have the width of query; "
+            f"got {arguments.describe(query)}"
+        )
+    dtype = torch.promote_types(query.dtype, queue.stored.dtype)
+    if normalize and queue.normalize:
+        query, positive_key, normalize = unit_rows(query), unit_rows(positive_key), False
+    return query.to(dtype), positive_key.to(dtype), queue.keys.to(dtype), normalize
 
 
 def reduce_rows(loss, reduction, scale):

@@ -37,6 +37,8 @@ def info_nce(
              for t in (query, positive_key, negative_keys, T)]  # fmt: skip
     # A query with negatives of its own reads each once a pass: cheaper to repeat than to keep.
     in_forward = uniform and any(wants) and query.shape[1] > 1
+    if negative_keys is not None and any(wants) and not (wants[2] or in_forward):
+        negative_keys = negative_keys.clone()  # a queue: it may be written to before backward
     loss, lse, positive, rank, *_ = _forward(
         query, positive_key, negative_keys, T, symmetric, normalize,
         positive_offset, exclude_offset, wants, in_forward, return_stats,
@@ -334,6 +336,8 @@ def _save(ctx, inputs, output):
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.options = (symmetric, normalize, positive_offset, exclude_offset, wants, in_forward)
+    if in_forward and not wants[2]:  # not looked at again
+        tensors[2] = None
     ctx.save_for_backward(*tensors, *output[4:])
 
 

@@ -162,6 +162,8 @@ def _(upstream, query, keys, temperature, loss, normaliser, dq, dk, positive_off
 def _save(ctx, inputs, output):
     query, _, keys, _, temperature, _, *ctx.offsets = inputs[:8]
     loss, _, normaliser, _, dq, dk = output
+    if not ctx.needs_input_grad[2]:  # a queue: it may be written to before backward
+        keys = keys.new_empty(keys.shape[0], 0, keys.shape[2])
     ctx.save_for_backward(query, keys, temperature, loss, normaliser, dq, dk)
     ctx.set_materialize_grads(False)
 

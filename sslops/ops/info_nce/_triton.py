@@ -355,7 +355,13 @@ def _setup_context(ctx, inputs, output):
     ctx.options = inputs[4:]
     *_, stats, key_sum, norms = output
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(stats, key_sum, norms, *inputs[:4])
+    query, positive_key, negative_keys, temperature_tensor = inputs[:4]
+    if negative_keys is not None and not ctx.needs_input_grad[2]:
+        # A queue: it may be written to before backward, which needs to know only that it was there.
+        negative_keys = negative_keys.new_empty(query.shape[0], 0, query.shape[2])
+    ctx.save_for_backward(
+        stats, key_sum, norms, query, positive_key, negative_keys, temperature_tensor
+    )
 
 
 def _gradients(ctx, upstream, *_):

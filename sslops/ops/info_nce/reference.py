@@ -41,6 +41,8 @@ def info_nce(
             )
             logits = logits.masked_fill(is_excluded, -torch.inf)
     else:
+        if not negative_keys.requires_grad:  # a queue: it may be written to before backward
+            negative_keys = negative_keys.clone()
         positive = (q_BND * k_BMD).sum(-1) / temperature
         negative = q_BND @ prepare(negative_keys).mT / temperature
         logits = torch.cat([positive[..., None], negative], dim=-1)  # [B, N, 1 + M]
