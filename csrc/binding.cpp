@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 
 #include "binding.h"
+#include "cpu/color_attention.h"
+#include "cpu/instruction_set.h"
 #include "cpu/kernels.h"
 #include "cpu/tiles.h"
 #include "key_queue.h"
@@ -11,7 +13,8 @@
 namespace py = pybind11;
 using namespace sslops;
 
-// A pointer comes from Python as the integer of tensor.data_ptr(); None is 0.
+// A pointer comes from Python as the integer of tensor.data_ptr(); None is 0. A struct comes as the
+// tuple of its fields.
 template <typename T>
 struct Argument {
   using type = T;
@@ -23,11 +26,22 @@ struct Argument<T*> {
   static T* value(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
 };
 
+template <typename Fields>
+struct Argument<const Fields&> {
+  using type = const py::tuple&;
+  static Fields value(const py::tuple& values) { return sslops::from_tuple<Fields>(values); }
+};
+
+template <typename... A>
+void call_unlocked(void (*kernel)(A...), std::decay_t<A>... arguments) {
+  py::gil_scoped_release release;
+  kernel(arguments...);
+}
+
 template <typename... A>
 auto from_python(void (*kernel)(A...)) {
   return [kernel](typename Argument<A>::type... arguments) {
-    py::gil_scoped_release release;
-    kernel(Argument<A>::value(arguments)...);
+    call_unlocked<A...>(kernel, Argument<A>::value(arguments)...);
   };
 }
 
@@ -41,6 +55,14 @@ PYBIND11_MODULE(_C, m) {
   def_cpu(m, "cpu_gather_patches", cpu::gather_patches);
   def_cpu(m, "cpu_scatter_patches", cpu::scatter_patches);
   def_cpu(m, "cpu_enqueue", cpu::enqueue);
+  m.def("select_instruction_set", sslops::select_instruction_set);
+  m.def("color_softmax", from_python(sslops::color_softmax));
+  m.def("color_softmax_backward", from_python(sslops::color_softmax_backward));
+  m.def("color_top", from_python(sslops::color_top));
+  m.def("color_match", from_python(sslops::color_match));
+  m.def("color_match_backward", from_python(sslops::color_match_backward));
+  m.def("color_gather", from_python(sslops::color_gather));
+  m.def("color_gather_backward", from_python(sslops::color_gather_backward));
 #ifdef SSLOPS_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_runs_on", cuda::runs_on);
@@ -55,7 +77,6 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
-  m.def("select_tile_kernels", &sslops::select_tile_kernels);
   m.def("exp2", [](std::uintptr_t x, int64_t count, std::uintptr_t y) {
     sslops::tile_kernels().exp2(reinterpret_cast<float*>(x), count, reinterpret_cast<float*>(y));
   });

@@ -1,6 +1,7 @@
 """Operations of self-supervised learning: fast, lean in memory, right at any world size."""
 
 from sslops.counter_generator import CounterGenerator
+from sslops.ops.color_attention import color_attention, color_attention_loss
 from sslops.ops.info_nce import InfoNCEStats, info_nce
 from sslops.ops.key_queue import KeyQueue
 from sslops.ops.masking import (
@@ -21,6 +22,8 @@ __all__ = [
     "KeyQueue",
     "MaskIds",
     "backends",
+    "color_attention",
+    "color_attention_loss",
     "gather_patches",
     "gather_tokens",
     "info_nce",

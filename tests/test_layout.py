@@ -174,6 +174,10 @@ SIGNATURES = {
     "return_stats=False, backend=None)",
     "nt_xent": "(z0, z1, temperature=0.5, *, reduction='mean', normalize=True, group=None, "
     "return_stats=False, backend=None)",
+    "color_attention": "(target, reference, values, *, temperature=1.0, grid=None, radius=None, "
+    "topk=None, backend=None)",
+    "color_attention_loss": "(target, reference, target_labels, reference_labels, *, "
+    "temperature=1.0, reduction='mean', backend=None)",
     "compat.NTXentLoss": "(temperature=0.5, memory_bank_size=0, gather_distributed=False)",
     "compat.ClipLoss": "(local_loss=False, gather_with_grad=False, cache_labels=False, rank=0, "
     "world_size=1)",

@@ -1,60 +1,11 @@
-// The kernels of tiles.h for one instruction set. tiles.cpp includes this file once for each, with
-//   SSLOPS_SET    the namespace,  SSLOPS_LANES  floats in a vector (1: plain C++, any compiler),
-//   SSLOPS_ROWS   rows of a register block: SSLOPS_ROWS x 2 vectors must fit the registers,
-// and the compiler's target set around it. Nothing here may call a template of the standard library:
-// its code could be shared with, and run on, a machine without these instructions.
+// The kernels of tiles.h for one instruction set; see instruction_sets.h.
 namespace sslops {
 namespace SSLOPS_SET {
 
-constexpr int64_t kLanes = SSLOPS_LANES;
-constexpr int64_t kBlockRows = SSLOPS_ROWS;
+// Rows of a register block: that many x 2 vectors must fit the registers.
+constexpr int64_t kBlockRows = kLanes == 16 ? 8 : 4;
 constexpr int64_t kBlockColumns = 2 * kLanes;
 static_assert(kPanel % kBlockColumns == 0 && kPanel % kBlockRows == 0, "blocks tile a panel");
-
-#if SSLOPS_LANES > 1
-typedef float vec __attribute__((vector_size(4 * SSLOPS_LANES)));
-typedef float memory_vec __attribute__((vector_size(4 * SSLOPS_LANES), aligned(4), may_alias));
-typedef uint32_t bits_vec __attribute__((vector_size(4 * SSLOPS_LANES)));
-#else
-using vec = float;
-using memory_vec = float;
-using bits_vec = uint32_t;
-#endif
-
-static inline vec load(const float* p) { return *reinterpret_cast<const memory_vec*>(p); }
-static inline void store(float* p, vec x) { *reinterpret_cast<memory_vec*>(p) = x; }
-static inline vec all(float x) { return x - vec{}; }
-
-static inline float sum_of(vec x) {
-  float lane[kLanes], sum = 0;
-  store(lane, x);
-  for (int64_t v = 0; v < kLanes; ++v) sum += lane[v];
-  return sum;
-}
-
-// 2^x: x = n + f with n whole and |f| <= 1/2; 2^f = 1 + f q(f), q the minimax polynomial of degree 5
-// (relative error 2e-9); n is added to the exponent bits. Exactly 1 at 0 and 0 below -127; nan
-// stays nan. The caller keeps x below 128.
-static inline vec exp2_of(vec x) {
-  const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const vec t = x + magic;
-  const vec f = x - (t - magic);
-  vec q = all(1.53533620e-4f);
-  q = q * f + all(1.33988739e-3f);
-  q = q * f + all(9.61843692e-3f);
-  q = q * f + all(5.55033237e-2f);
-  q = q * f + all(2.40226477e-1f);
-  q = q * f + all(6.93147182e-1f);
-  const vec p = q * f + all(1.0f);
-  bits_vec t_bits, p_bits;
-  memcpy(&t_bits, &t, sizeof t);
-  memcpy(&p_bits, &p, sizeof p);
-  p_bits += t_bits << 23;
-  vec y;
-  memcpy(&y, &p_bits, sizeof y);
-  const vec beyond = all(0.0f) > x ? all(0.0f) : x;  // 0 below the range, nan for nan
-  return x > all(-127.0f) ? y : beyond;
-}
 
 // C [kBlockRows, kBlockColumns] (+)= sum_k A(k, m) B(k, n), A(k, m) at A[m * am + k * ak], B's rows
 // a panel apart. The accumulators stay in registers.
@@ -221,7 +172,7 @@ static void weigh_both_shifted(float* S, int64_t rows, int64_t columns, float k,
 }
 
 static const TileKernels kKernels = {
-    SSLOPS_NAME,  scores,     add_product, add_transposed_product, exp2,
+    scores,     add_product, add_transposed_product, exp2,
     count_larger, count_larger_columns, row_max, column_max,
     exp_rows,     sum_both,   sum_both_shifted, weigh_both, weigh_both_shifted,
 };

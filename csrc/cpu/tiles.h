@@ -79,8 +79,6 @@ struct Softmax {
 // The kernels of one instruction set. A tile S or G is [kTileRows, kTileStride]; columns counts are
 // whole panels. k is log2(e) / temperature.
 struct TileKernels {
-  const char* name;
-
   // S_ij = <a_i, b_j>, a and b packed across, D wide.
   void (*scores)(const float* a, const float* b, int64_t rows, int64_t columns, int64_t D, float* S);
   // c_i += sum_j G_ij b_j, b and c packed along; strides between their panels of columns.
@@ -125,11 +123,8 @@ struct TileKernels {
 void paired_scores(const TileKernels& kernels, const float* a, const float* b, int64_t R, int64_t D,
                    int threads, float* out);
 
-// The kernels of the widest instruction set of this machine.
+// The kernels of the instruction set in use (instruction_set.h).
 const TileKernels& tile_kernels();
-// Takes the kernels of that name ("avx512", "avx2", "vector4" or "scalar"; "" changes nothing) and
-// returns the name of those taken; unchanged where this machine lacks them.
-const char* select_tile_kernels(const char* name);
 
 // Calls body(i, j) where column j = i + offset meets rows [i0, i1) and columns [j0, j1).
 template <typename Body>

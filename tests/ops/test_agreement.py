@@ -12,8 +12,7 @@ from sslops import registry
 
 RUNS = [
     pytest.param(op, backend, case, id=f"{op.name}-{backend}-{case.name}")
-    for op in registry.OPS.values()
-    if op.folder == op.name  # folders whose functions are no losses have tests of their own
+    for op in (registry.OPS["info_nce"], registry.OPS["nt_xent"])
     for backend in op.backends
     if backend != "reference"
     for case in importlib.import_module(f"sslops.ops.{op.name}.cases").CASES

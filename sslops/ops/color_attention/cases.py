@@ -1,0 +1,121 @@
+"""Inputs of the two ops and what they cost: for tests, benchmarks and sslops.backends()."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of color_attention, or with `classes` of color_attention_loss.
+
+    `grid` stands for Nt target cells; there are `frames` reference frames of as many cells, or,
+    without a grid, Nr reference cells.
+    """
+
+    name: str
+    Nt: int = 0
+    Nr: int = 0
+    D: int = 16
+    C: int = 3
+    B: int = 1
+    grid: tuple[int, int] | None = None
+    frames: int = 1
+    classes: int | None = None
+    ties: bool = False  # small whole numbers: equal scores in every dtype
+    options: dict = field(default_factory=dict)
+
+    @property
+    def op(self):
+        return "color_attention" if self.classes is None else "color_attention_loss"
+
+    @property
+    def cells(self):
+        """(Nt, Nr)."""
+        if self.grid is None:
+            return self.Nt, self.Nr
+        cells = self.grid[0] * self.grid[1]
+        return cells, self.frames * cells
+
+    def inputs(self, device="cpu", dtype=torch.float32, seed=0):
+        """The tensors that want gradients and the keyword arguments."""
+        generator = torch.Generator().manual_seed(seed)
+        Nt, Nr = self.cells
+        shapes = [(self.B, Nt, self.D), (self.B, Nr, self.D)]
+        if self.ties:
+            tensors = [torch.randint(-1, 2, s, generator=generator).float() for s in shapes]
+        else:
+            # Scores of standard deviation 1: neither uniform nor one-hot attention.
+            tensors = [torch.randn(s, generator=generator) / self.D**0.25 for s in shapes]
+        options = dict(self.options)
+        if self.classes is None:
+            tensors.append(torch.randn(self.B, Nr, self.C, generator=generator))
+            options["grid"] = self.grid
+        else:
+            for name, N in (("target_labels", Nt), ("reference_labels", Nr)):
+                labels = torch.randint(self.classes, (self.B, N), generator=generator)
+                options[name] = labels.to(device)
+        return [t.to(device, dtype).requires_grad_() for t in tensors], options
+
+    @property
+    def logits(self):
+        """Number of scores: what FLOPs and exponentials are counted in."""
+        return self.B * self.cells[0] * self.cells[1]
+
+    def floor(self, element_bytes=4):
+        """The least that forward and backward must do without a window or top-k."""
+        Nt, Nr = self.cells
+        copied = self.C if self.classes is None else 0
+        return {
+            # S twice, dTarget, dReference; A V, dA = dOut V', dV.
+            "flops": 2 * self.logits * (4 * self.D + 3 * copied),
+            "exps": 2 * self.logits,
+            "bytes": 3 * self.B * ((Nt + Nr) * self.D + Nr * copied) * element_bytes,
+        }
+
+
+def example(device):
+    """Arguments of a color_attention backend for a typical call."""
+    cells = torch.zeros(1, 4, 8, device=device)
+    return (cells, cells, cells[..., :3], 1.0), {"window": None, "topk": None}
+
+
+def example_color_attention_loss(device):
+    """Arguments of a color_attention_loss backend for a typical call."""
+    cells = torch.zeros(1, 4, 8, device=device)
+    labels = torch.zeros(1, 4, dtype=torch.int64, device=device)
+    return (cells, cells, labels, labels, 1.0), {}
+
+
+CASES = [
+    Case("one cell", 1, 1, C=1),
+    Case("one target cell", 1, 40, C=17),
+    Case("one reference cell", 33, 1),
+    Case("odd widths", 31, 65, D=63, C=17, B=2),
+    Case("block edge", 64, 128, D=64, C=16),
+    Case("past the block edge", 129, 257, D=64, C=64),
+    Case("wide", 20, 70, D=200, C=3),
+    Case("very wide", 17, 40, D=384, C=5),
+    Case("cold", 40, 90, C=8, options={"temperature": 0.05}),
+    Case("window", D=24, B=2, grid=(7, 11), frames=2, options={"radius": 2}),
+    Case("window of one cell", grid=(5, 6), frames=3, C=1, options={"radius": 0}),
+    Case("window, not in the first frame", grid=(9, 13), frames=3, C=17,
+         options={"radius": (None, 3, 2)}),
+    Case("window without any key", grid=(4, 5), frames=2, options={"radius": (-1, -1)}),
+    Case("window of one frame of three", grid=(4, 5), frames=3, options={"radius": (-1, 1, -1)}),
+    Case("top 5", 40, 150, C=3, B=2, options={"topk": 5}),
+    Case("top 1", 17, 70, C=17, options={"topk": 1}),
+    Case("top 32", 20, 90, C=4, options={"topk": 32}),
+    Case("top of all", 9, 12, options={"topk": 12}),
+    Case("top 7 with ties", 65, 100, D=6, C=5, ties=True, options={"topk": 7}),
+    Case("top 10 in a window", D=48, grid=(6, 7), frames=3, B=2,
+         options={"radius": (None, 2, 2), "topk": 10, "temperature": 0.2}),
+    Case("top 6 of fewer", grid=(6, 7), frames=2, options={"radius": (1, -1), "topk": 6}),
+    Case("top 3 without any key", grid=(3, 4), options={"radius": -1, "topk": 3}),
+    Case("loss, one cell", 1, 1, classes=1),
+    Case("loss, two classes", 33, 70, classes=2, B=2),
+    Case("loss, 16 classes", 129, 200, D=64, classes=16),
+    Case("loss, more classes than cells", 40, 50, D=63, classes=1000),
+    Case("loss, wide", 20, 65, D=130, classes=5),
+    Case("loss, cold", 40, 90, classes=4, options={"temperature": 0.05}),
+]  # fmt: skip
