@@ -32,7 +32,6 @@ def extract(backbone, data, size, mean, std, device="cpu", batch_size=256, worke
     return sets[layer], labels
 
 
-@torch.no_grad()
 def extract_layers(backbone, data, layers, size, mean, std, *, device="cpu", batch_size=256,
                    workers=0, tokens="class", dtype=None):  # fmt: skip
     """Features after several layers, from one pass; [None] is the encoder's output.
@@ -45,23 +44,38 @@ def extract_layers(backbone, data, layers, size, mean, std, *, device="cpu", bat
     Returns:
         ({layer: features float32 [N, d]}, labels int64 [N] or None), on the CPU.
     """
+    views = evaluation_views(data, size, batch_size, workers)
+    features = encode(backbone, views, layers, mean, std, device=device, tokens=tokens, dtype=dtype)
+    return features, data.labels
+
+
+@torch.no_grad()
+def encode(backbone, views, layers, mean, std, *, device="cpu", tokens="class", dtype=None):
+    """{layer: features float32 [N, d]} of views, an iterable of uint8 [B, C, S, S]."""
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     rows = {layer: [] for layer in layers}
     try:
-        for view in evaluation_views(data, size, batch_size, workers):
+        for view in views:
             x = normalise(view.to(device).float() / 255, mean, std)
             with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
                 if layers == [None]:
                     found = {None: backbone(x)}
                 else:
-                    found = backbones.layer_features(backbone, x, layers, tokens=tokens)
+                    found = outputs(backbone, x, layers, tokens)
             for layer, value in found.items():
                 rows[layer].append(value.float().cpu())
     finally:
         for module, training in modes.items():
             module.training = training
-    return {layer: torch.cat(values) for layer, values in rows.items()}, data.labels
+    return {layer: torch.cat(values) for layer, values in rows.items()}
+
+
+def outputs(backbone, x, layers, tokens):
+    """{layer: features} of one batch, the encoder's output (None) among them if asked."""
+    if None not in layers:
+        return backbones.layer_features(backbone, x, layers, tokens=tokens)
+    return {layer: backbones.features(backbone, x, layer) for layer in layers}
 
 
 def evaluation_views(data, size, batch_size, workers=0):

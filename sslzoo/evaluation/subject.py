@@ -12,10 +12,11 @@ from accelerate import PartialState
 from sslzoo import backbones
 from sslzoo.data import DataError, open_data
 from sslzoo.evaluation import cache
-from sslzoo.evaluation.features import extract_layers
+from sslzoo.evaluation.features import encode, evaluation_views
 from sslzoo.evaluation.opening import open_backbone, random_twin, view_size
 from sslzoo.views import normalise
 
+BATCH = 256  # images of a forward pass
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -132,16 +133,25 @@ class Subject:
         return found[layer], data.labels
 
     def sets(self, layer=None):
-        """Features and labels of train and test, as the functions of sslzoo.evaluation take them."""
+        """Train features and labels, test features and labels: what the probes take."""
         return [*self.features("train", layer), *self.features("test", layer)]
 
     def extract(self, data, layers=(None,), backbone=None):
         """{layer: features} of any images, past the cache."""
-        return extract_layers(
-            backbone or self.backbone, data, list(layers), *self.view, device=self.device,
-            tokens=self.common.tokens, workers=self.common.workers,
-            dtype=DTYPES[self.common.precision],
-        )[0]  # fmt: skip
+        views = evaluation_views(data, self.size, BATCH, self.common.workers)
+        return self.encode(views, layers, backbone)
+
+    def encode(self, views, layers=(None,), backbone=None):
+        """{layer: features} of views, an iterable of uint8 [B, C, S, S]."""
+        _, mean, std = self.view
+        return encode(
+            backbone or self.backbone, views, list(layers), mean, std, device=self.device,
+            tokens=self.common.tokens, dtype=DTYPES[self.common.precision],
+        )  # fmt: skip
+
+    def views(self, split):
+        """The evaluation views of a split, batch by batch."""
+        return evaluation_views(self.data(split), self.size, BATCH, self.common.workers)
 
     def inputs(self, images):
         """What the backbone takes, from uint8 views [B, C, S, S]."""
