@@ -15,7 +15,7 @@ usage: sslzoo COMMAND ...
 
   list [methods|backbones|data|evaluators|recipes]   what there is
   pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
-  evaluate knn|linear RUN_OR_CHECKPOINT ...          judge the frozen features of a run
+  evaluate PROTOCOL|all BACKBONE ...                 judge a run, a checkpoint or a model of timm
   demo                                               SimCLR on handwritten digits, in 3 minutes
 
 `sslzoo COMMAND --help` shows the options, each with its unit and default.
@@ -119,17 +119,35 @@ def pretrain(chosen):
 
 
 def evaluate_command(argv):
-    """Judge the frozen features of a run."""
+    """Judge a backbone by one protocol, or by all that the data allows."""
     if argv in ([], ["-h"], ["--help"]):
-        print("usage: sslzoo evaluate knn|linear RUN_OR_CHECKPOINT [options]")
+        print("usage: sslzoo evaluate PROTOCOL|all BACKBONE [--data NAME_OR_PATH] [options]\n\n"
+              f"protocols: {' '.join(registry.evaluators())}\n"
+              "`sslzoo evaluate PROTOCOL --help` shows the options of one.")  # fmt: skip
         return 0
     from sslzoo import evaluate, options
 
     with options_checked():
-        name, path, config = options.parse_evaluate(argv)
-    for metric, value, std in evaluate.evaluate(name, path, config):
-        print(f"{metric}: {evaluate.percent(value, std)}")
+        name, source, common, config = options.parse_evaluate(argv)
+        subject = evaluate.Subject(source, common)
+    if name != "all":
+        show_result(evaluate.evaluate(name, subject, config))
+        return 0
+    for part, result, reason in evaluate.evaluate_all(subject, config):
+        print(f"[{part}]" + f" left out: {reason}" * bool(reason))
+        if result:
+            show_result(result)
     return 0
+
+
+def show_result(result):
+    """Rows, pictures and notes of one evaluation, a line each."""
+    for row in result.rows:
+        print(f"{row.metric}: {row.text}")
+    for name, path in result.pictures.items():
+        print(f"{name}: {path}")
+    for note in result.notes:
+        print(f"note: {note}")
 
 
 def demo_command(argv):

@@ -1,114 +1,107 @@
-"""Judge the frozen features of a run: what `sslzoo evaluate` does."""
+"""Judge a backbone by the protocols of sslzoo.evaluators: what `sslzoo evaluate` does."""
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
 
-from accelerate import PartialState
+from sslzoo import registry
+from sslzoo.data import DataError
+from sslzoo.evaluation.results import percent
+from sslzoo.evaluation.subject import Common, Subject
+from sslzoo.run_folder import plain, replace_file, versions
 
-from sslzoo.data import DataError, open_data
-from sslzoo.evaluation import extract, few_labels_probe, knn_accuracy, linear_probe, sgd_probe
-from sslzoo.run_folder import load_backbone
+__all__ = ["AllConfig", "Common", "Subject", "evaluate", "evaluate_all", "percent"]
 
-
-@dataclass
-class KNNConfig:
-    """Options of the k-nearest-neighbour accuracy."""
-
-    data: str = ""
-    """Data set or path with a train and a test split; empty is the one of the run."""
-    download: bool = False
-    """Fetch a named data set where it is missing."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU where there is one."""
-    k: tuple[int, ...] = (20, 200)
-    """Numbers of neighbours, in samples."""
-    temperature: float = 0.07
-    """Divides the cosine similarities in the votes; no unit, above 0."""
+FORMAT = 1  # of evaluation.json
 
 
 @dataclass
-class LinearConfig:
-    """Options of the linear probe."""
+class AllConfig:
+    """Options of `all`: every protocol that the data allows, each with its defaults."""
 
-    data: str = ""
-    """Data set or path with a train and a test split; empty is the one of the run."""
-    download: bool = False
-    """Fetch a named data set where it is missing."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU where there is one."""
-    solver: Literal["lbfgs", "sgd"] = "lbfgs"
-    """How the probe with all labels is fitted: lbfgs is deterministic, sgd is for large sets."""
-    labels_per_class: tuple[int, ...] = ()
-    """Also with only so many labels of each class, such as [1,10]."""
-    draws: int = 5
-    """Draws of these few labels: their mean and standard deviation are given."""
-    seed: int = 0
-    """Seed of the draws and of held-out samples."""
+    only: tuple[str, ...] = ()
+    """Protocols to run, such as [knn,linear]; empty is all of them."""
+    skip: tuple[str, ...] = ()
+    """Protocols to leave out, such as [finetune,semi], which train whole networks."""
 
 
-def knn(config, sets):
-    """Rows of (metric, share of right predictions, standard deviation or None)."""
-    result = knn_accuracy(*sets, k=config.k, temperature=config.temperature)
-    ranks = (("top-1", result.top1), ("top-5", result.top5))
-    return [(f"{k} nearest neighbours, {name}", by_k[k], None)
-            for k in config.k for name, by_k in ranks]  # fmt: skip
-
-
-def linear(config, sets):
-    """Rows of (metric, share of right predictions, standard deviation or None)."""
-    few = [(k, few_labels_probe(*sets, k, draws=config.draws, seed=config.seed))
-           for k in config.labels_per_class]  # fmt: skip
-    probe = linear_probe if config.solver == "lbfgs" else sgd_probe
-    full = probe(*sets, seed=config.seed)
-    return [
-        *((f"{k} labels per class, top-1", result.mean, result.std) for k, result in few),
-        ("all labels, top-1", full.top1, None),
-        ("all labels, top-5", full.top5, None),
-    ]
-
-
-EVALUATORS = {"knn": (KNNConfig, knn), "linear": (LinearConfig, linear)}
-
-
-def evaluate(name, path, config):
-    """Judge a run and add the result to its evaluations.jsonl.
+def evaluate(name, subject, config):
+    """Judge by one protocol and add the result to evaluation.json.
 
     Args:
-        name: "knn" or "linear".
-        path: a run folder, its backbone.safetensors or its checkpoint.pt.
-        config: KNNConfig or LinearConfig.
+        name: of a file in sslzoo.evaluators.
+        subject: Subject.
+        config: the Config of that file.
 
     Returns:
-        Rows of (metric, value from 0 to 1, standard deviation or None).
+        Result.
+
+    Raises:
+        DataError: the data does not allow it.
     """
-    backbone, about = load_backbone(path)
-    device = PartialState(cpu=config.device == "cpu").device
-    backbone.to(device)
-    spec = config.data or about["data"]
-    view = about["image_size"], about["mean"], about["std"]
-    sets = []
-    for split in ("train", "test"):
-        data = open_data(spec, split, download=config.download)
-        if data.channels != about["channels"]:
-            raise DataError(f"{data.name} has {data.channels} channels; this backbone takes "
-                             f"{about['channels']}")  # fmt: skip
-        sets += extract(backbone, data, *view, device=device)
-    rows = EVALUATORS[name][1](config, sets)
-    if Path(path).is_dir():
-        names = ("metric", "value", "std")
-        record = {
-            "protocol": name,
-            "options": {**asdict(config), "data": spec},
-            "features": f"output of {about['backbone']} at {about['image_size']} pixels",
-            "results": [dict(zip(names, row, strict=True)) for row in rows],
-        }
-        with Path(path, "evaluations.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-    return rows
+    module = registry.evaluator(name)
+    subject.notes, subject.used = [], {}
+    result = module.evaluate(subject, config)
+    result.notes = [*subject.notes, *result.notes]
+    write(subject, describe(name, module, subject, config, result))
+    return result
 
 
-def percent(value, std=None):
-    """A share as a percentage, with its standard deviation where there is one."""
-    return f"{100 * value:.1f} %" + (f" ± {100 * std:.1f}" if std is not None else "")
+def evaluate_all(subject, config):
+    """Each protocol's name, its Result or None, and why it was left out or None."""
+    for name in registry.evaluators():
+        if name in config.skip or (config.only and name not in config.only):
+            continue
+        module = registry.evaluator(name)
+        reason = module.unsuitable(subject) if hasattr(module, "unsuitable") else None
+        try:
+            result = None if reason else evaluate(name, subject, module.Config())
+        except DataError as error:
+            result, reason = None, str(error)
+        yield name, result, reason
+
+
+def describe(name, module, subject, config, result):
+    """What evaluation.json keeps of one evaluation."""
+    options = plain(asdict(subject.common)) | plain(asdict(config))
+    return {
+        "protocol": name,
+        "version": module.VERSION,
+        "backbone": {**subject.about, "source": subject.source, "weights": subject.weights},
+        "features": [subject.describe(layer) for layer in subject.layers],
+        "device": str(subject.device.type),
+        "seed": subject.seed,
+        "data": subject.used,
+        "options": options,
+        "results": [row.record() for row in result.rows],
+        "details": result.details,
+        "notes": result.notes,
+        "pictures": {key: str(path.relative_to(subject.folder))
+                     for key, path in result.pictures.items()},
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def write(subject, entry):
+    """Put an entry in the place of the one of the same question, or after the others."""
+    path = subject.folder / "evaluation.json"
+    entries = load(path) if path.exists() else []
+    entries = [old for old in entries if question(old) != question(entry)] + [entry]
+    content = {"format": FORMAT, "evaluations": entries}
+    subject.folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, allow_nan=True) + "\n"
+    replace_file(path, lambda p: p.write_text(text))
+
+
+def load(path):
+    """The evaluations of an evaluation.json, oldest first."""
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is no evaluation.json of sslzoo ({error})") from error
+    return content["evaluations"]
+
+
+def question(entry):
+    """What makes two evaluations the same one, done again."""
+    names = ("protocol", "version", "data", "options", "device")
+    return [entry["backbone"]["weights"], *(entry[name] for name in names)]

@@ -135,22 +135,25 @@ def method_in_file(words):
 
 
 def parse_evaluate(argv):
-    """(evaluator, run or checkpoint, its options) from a command line."""
-    from sslzoo.evaluate import EVALUATORS
+    """(protocol, backbone, Common, the protocol's Config) from a command line."""
+    from sslzoo.evaluate import AllConfig, Common
 
     if not argv or argv[0].startswith("-"):
-        raise ValueError(f"evaluate needs one of {', '.join(EVALUATORS)} and a run folder")
+        names = ", ".join(registry.evaluators())
+        raise ValueError(f"evaluate needs one of {names}, or all, and a backbone")
     name, *words = argv
-    if name not in EVALUATORS:
-        raise registry.UnknownName("evaluator", name, list(EVALUATORS))
-    cls = EVALUATORS[name][0]
+    cls = AllConfig if name == "all" else registry.evaluator(name).Config
     parser = ArgumentParser(
         prog=f"sslzoo evaluate {name}", description=cls.__doc__, exit_on_error=False
     )
-    parser.add_argument("run", help="run folder, backbone.safetensors or checkpoint.pt")
+    parser.add_argument("run", help="run folder, backbone.safetensors, checkpoint.pt, a folder "
+                        "with config.json and model.safetensors, or a name of timm")  # fmt: skip
     parser.add_class_arguments(cls)
+    parser.add_class_arguments(Common)
     values = parse(parser, words)
-    return name, values["run"], cls(**{f.name: values[f.name] for f in fields(cls)})
+    config, common = (cls_(**{f.name: values[f.name] for f in fields(cls_)})
+                      for cls_ in (cls, Common))  # fmt: skip
+    return name, values["run"], common, config
 
 
 def parse(parser, words):

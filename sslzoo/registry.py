@@ -1,6 +1,7 @@
 """Methods, backbones, data sets and evaluators by name; nothing is imported before it is asked for.
 
-A method's name is the name of its file in sslzoo/methods; see there for what the file holds.
+A method's name is the name of its file in sslzoo/methods, a protocol's that of its file in
+sslzoo/evaluators; see there for what the files hold.
 """
 
 import difflib
@@ -8,11 +9,6 @@ import importlib
 import inspect
 import pkgutil
 from pathlib import Path
-
-EVALUATORS = {
-    "knn": "k-nearest-neighbour accuracy of the frozen features",
-    "linear": "accuracy of a linear classifier on the frozen features",
-}
 
 
 class UnknownName(ValueError):
@@ -26,8 +22,7 @@ class UnknownName(ValueError):
 
 def methods():
     """Names of all methods."""
-    folder = Path(__file__).with_name("methods")
-    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    return _files("methods")
 
 
 def method(name):
@@ -46,6 +41,13 @@ def method_class(module):
     raise AttributeError(f"{module.__name__} defines no class called {wanted} in any case")
 
 
+def build_backbone(module, name, **options):
+    """An encoder with random weights for a method: its own, or one of sslzoo.backbones."""
+    from sslzoo.backbones import build
+
+    return getattr(module, "build_backbone", build)(name, **options)
+
+
 def backbones():
     """Names of the backbones that are not timm's; every name of timm works too."""
     from sslzoo.backbones import OWN
@@ -61,8 +63,15 @@ def data_sets():
 
 
 def evaluators():
-    """Names of the evaluators."""
-    return sorted(EVALUATORS)
+    """Names of the protocols."""
+    return _files("evaluators")
+
+
+def evaluator(name):
+    """The module of the protocol `name`: VERSION, Config and evaluate."""
+    if name not in evaluators():
+        raise UnknownName("evaluator", name, [*evaluators(), "all"])
+    return importlib.import_module(f"sslzoo.evaluators.{name}")
 
 
 def recipes():
@@ -75,6 +84,11 @@ def recipe(name):
     if name not in recipes():
         raise UnknownName("recipe", name, recipes())
     return _recipe_folder() / f"{name}.yaml"
+
+
+def _files(package):
+    folder = Path(__file__).with_name(package)
+    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
 
 
 def _recipe_folder():

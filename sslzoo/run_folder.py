@@ -6,6 +6,7 @@ checkpoint.pt         all that --resume needs; replaced whole or not at all
 backbone.safetensors  the backbone's weights under timm's keys
 features.png          t-SNE of the features
 pictures/             what the method draws, as NAME_EPOCH.png
+evaluation.json       what `sslzoo evaluate` found; evaluation/ holds its pictures and features
 versions.json         python, packages, device and commit
 
 Nothing is read in a way that can run code: weights_only=True, safetensors, YAML's safe loader.
@@ -18,6 +19,7 @@ import os
 import pickle
 import platform
 import subprocess
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -29,9 +31,10 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 import sslops
-from sslzoo import backbones
+from sslzoo import registry
 
-PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn",
+            "torchmetrics")  # fmt: skip
 
 
 class RunFolderError(ValueError):
@@ -67,9 +70,10 @@ class RunFolder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _replace(self.path / "versions.json", lambda p: p.write_text(_versions()))
+            found = json.dumps(versions(), indent=2) + "\n"
+            replace_file(self.path / "versions.json", lambda p: p.write_text(found))
             text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-            _replace(self.path / "config.yaml", lambda p: p.write_text(text))
+            replace_file(self.path / "config.yaml", lambda p: p.write_text(text))
         except OSError as error:
             raise RunFolderError(
                 f"cannot write to the run folder {self.path}: {error.strerror}"
@@ -87,7 +91,7 @@ class RunFolder:
 
     def save_checkpoint(self, state):
         """Replace the checkpoint at once: a run killed here keeps the older one."""
-        _replace(self.checkpoint, lambda p: torch.save(state, p))
+        replace_file(self.checkpoint, lambda p: torch.save(state, p))
 
     def load_checkpoint(self):
         """The state that save_checkpoint wrote."""
@@ -97,7 +101,7 @@ class RunFolder:
         """Write the weights under timm's keys; `about` goes into the file's metadata as JSON."""
         state = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
         metadata = {"sslzoo": json.dumps(about)}
-        _replace(self.path / "backbone.safetensors", lambda p: save_file(state, p, metadata))
+        replace_file(self.path / "backbone.safetensors", lambda p: save_file(state, p, metadata))
 
     def save_picture(self, name, epoch, picture):
         """Write pictures/NAME_EPOCH.png from uint8 [3, H, W]."""
@@ -105,7 +109,7 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}_{epoch:04d}.png"
         image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        _replace(path, lambda p: image.save(p, "png"))
+        replace_file(path, lambda p: image.save(p, "png"))
 
 
 class Metrics:
@@ -143,7 +147,7 @@ class Metrics:
                 writer.writeheader()
                 writer.writerows(rows)
 
-        _replace(self.path, write)
+        replace_file(self.path, write)
 
 
 def free_path(method, data, folder="runs"):
@@ -188,11 +192,28 @@ def load_backbone(path):
             for name, value in state["method"].items()
             if name.startswith("backbone.")
         }
-    backbone = backbones.build(
-        about["backbone"], image_size=about["image_size"], channels=about["channels"]
-    )
+    backbone = build_backbone(about)
     backbone.load_state_dict(weights)
     return backbone.eval(), about
+
+
+def build_backbone(about):
+    """The encoder that `about` describes, with random weights."""
+    module = registry.method(about["method"])
+    sizes = dict(image_size=about["image_size"], channels=about["channels"])
+    return registry.build_backbone(module, about["backbone"], **sizes)
+
+
+def load_untrained(path):
+    """The encoder of a run folder as it was before training, and what it expects."""
+    about = load_backbone(path)[1]
+    options = load_options(path)
+    module = registry.method(about["method"])
+    torch.manual_seed(options["seed"])
+    backbone = build_backbone(about)
+    config = module.Config(**{f.name: options[f.name] for f in fields(module.Config)})
+    method = registry.method_class(module)(backbone, config)
+    return method.backbone.eval(), about
 
 
 def _load_safetensors(file):
@@ -215,7 +236,7 @@ def _load_checkpoint(file):
         raise RunFolderError(f"{file} is no checkpoint of sslzoo ({reason})") from error
 
 
-def _replace(path, write):
+def replace_file(path, write):
     """Write a file beside `path`, then put it in its place in one step."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -230,7 +251,8 @@ def plain(options):
     return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
 
 
-def _versions():
+def versions():
+    """Python, packages, platform, device and commit, by name."""
     found = {"python": platform.python_version(), "sslops": sslops.__version__}
     for package in PACKAGES:
         try:
@@ -242,7 +264,7 @@ def _versions():
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     found["cpu_threads"] = torch.get_num_threads()
     found["commit"] = _commit()
-    return json.dumps(found, indent=2) + "\n"
+    return found
 
 
 def _commit():

@@ -1,0 +1,152 @@
+"""A backbone from wherever it lies: a run, a file, a folder of Hugging Face, or timm by name."""
+
+import json
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sslzoo import backbones
+from sslzoo.data import DataError
+from sslzoo.run_folder import RunFolderError, build_backbone, load_backbone, load_untrained
+from sslzoo.views import IMAGENET_MEAN, IMAGENET_STD
+
+SMALL_IMAGE_SIZE = 32  # of our own backbones where nothing says more
+IMAGE_SIZE = 224
+
+
+def open_backbone(source, *, channels=3, image_size=0, pretrained=False, download=False,
+                  untrained=False, seed=0):  # fmt: skip
+    """The encoder that a command line names, in eval mode.
+
+    Args:
+        source: a run folder; its backbone.safetensors or checkpoint.pt; a folder with config.json
+            and model.safetensors, as timm writes them for the Hugging Face hub; or a name of
+            `sslzoo list backbones` or of timm, which has random weights of `seed`.
+        channels, image_size: of the images, for a name; an image_size of 0 is the model's own.
+        pretrained: a name of timm gets its published weights, from the cache of the hub.
+        download: these may be fetched where they are not in the cache.
+        untrained: the encoder as it was before training.
+
+    Returns:
+        (module, dict with backbone, image_size, channels, mean, std and what else is known).
+
+    Raises:
+        RunFolderError, DataError, ValueError: with one line for the user.
+    """
+    path = Path(source)
+    if path.is_dir() and (path / "config.json").is_file():
+        backbone, about = _hub_folder(path)
+    elif path.exists() or not _is_name(source):
+        backbone, about = load_untrained(path) if untrained else load_backbone(path)
+    else:
+        backbone, about = _named(source, channels, image_size, pretrained, download, seed)
+    if untrained and "method" not in about:
+        backbone = random_twin(about, seed)
+    return backbone.eval(), about
+
+
+def random_twin(about, seed):
+    """The same architecture with random weights."""
+    torch.manual_seed(seed)
+    if "method" in about:
+        return build_backbone(about).eval()
+    if "architecture" in about:
+        return timm.create_model(about["architecture"], num_classes=0, **about["model_args"]).eval()
+    sizes = dict(image_size=about["image_size"], channels=about["channels"])
+    return backbones.build(about["backbone"], **sizes).eval()
+
+
+def _is_name(source):
+    return str(source) in backbones.OWN or timm.is_model(str(source)) or "/" not in str(source)
+
+
+def _named(name, channels, image_size, pretrained, download, seed):
+    config = {}
+    if name not in backbones.OWN and timm.is_model(name):
+        found = timm.get_pretrained_cfg(name)
+        config = found.to_dict() if found is not None else {}
+    own_size = SMALL_IMAGE_SIZE if name in backbones.OWN else IMAGE_SIZE
+    size = image_size or config.get("input_size", (0, own_size, own_size))[-1]
+    mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
+    if channels != len(mean):  # a grey image is the mean of its colours
+        mean, std = ([sum(v) / len(v)] * channels for v in (mean, std))
+    about = {"backbone": name, "image_size": size, "channels": channels,
+             "mean": list(mean), "std": list(std)}  # fmt: skip
+    if not pretrained:
+        return random_twin(about, seed), about
+    check_published(name, config, download)
+    options = {"img_size": size} if config.get("fixed_input_size") else {}
+    model = timm.create_model(name, pretrained=True, num_classes=0, in_chans=channels, **options)
+    return model, about | {"pretrained": config.get("hf_hub_id") or config.get("url")}
+
+
+def check_published(name, config, download):
+    """A DataError unless the published weights of a model of timm are in the hub's cache."""
+    hub = config.get("hf_hub_id")
+    if not hub and not config.get("url"):
+        raise DataError(f"timm has no published weights of {name}")
+    files = ("model.safetensors", "pytorch_model.bin")
+    cached = [try_to_load_from_cache(hub, file) for file in files] if hub else []
+    if not download and not any(isinstance(file, str) for file in cached):
+        raise DataError(f"the weights of {name} are not in the cache of {hub or config['url']}: "
+                        "--download fetches them")  # fmt: skip
+
+
+def _hub_folder(path):
+    """A folder with config.json and model.safetensors as timm's save_for_hf writes them."""
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        raise RunFolderError(f"{path} holds config.json but no model.safetensors")
+    try:
+        config = json.loads((path / "config.json").read_text())
+        state = load_file(weights)
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from error
+    if "architecture" not in config or not timm.is_model(config["architecture"]):
+        raise RunFolderError(f"{path / 'config.json'} names no architecture of timm")
+    expected = config.get("pretrained_cfg", {})
+    channels, size, _ = expected.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))
+    arguments = {"in_chans": channels} | config.get("model_args", {})
+    arguments.pop("num_classes", None)
+    about = {
+        "backbone": config["architecture"], "architecture": config["architecture"],
+        "model_args": arguments, "image_size": size, "channels": channels,
+        "mean": list(expected.get("mean", IMAGENET_MEAN)),
+        "std": list(expected.get("std", IMAGENET_STD)),
+    }  # fmt: skip
+    model = random_twin(about, 0)
+    _load(model, state, path, expected.get("classifier"))
+    return model, about
+
+
+def _load(model, state, path, classifier):
+    """Load all but the classifier; nothing else may be missing or too much."""
+    names = [classifier] if isinstance(classifier, str) else list(classifier or ())
+    state = {name: value for name, value in state.items()
+             if not any(name.startswith(f"{n}.") for n in names)}  # fmt: skip
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(
+            f"the weights in {path} do not fit its config.json: {reason}"
+        ) from None
+    if missing or unexpected:
+        raise RunFolderError(f"the weights in {path} do not fit its config.json: "
+                             f"{len(missing)} missing, {len(unexpected)} unknown, such as "
+                             f"{(missing + unexpected)[0]}")  # fmt: skip
+
+
+def view_size(backbone, about, image_size):
+    """The side of the evaluation view: as asked, where the backbone can take it."""
+    size = image_size or about["image_size"]
+    embed = getattr(backbone, "patch_embed", None)
+    fixed = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
+    if fixed is not None and tuple(fixed) != (size, size):
+        raise DataError(f"{about['backbone']} takes images of {fixed[0]} x {fixed[1]} pixels; "
+                        f"image_size is {size}")  # fmt: skip
+    return size

@@ -1,0 +1,217 @@
+"""What is judged: a frozen backbone, the data it is judged on, and its features."""
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+
+from sslzoo import backbones
+from sslzoo.data import DataError, open_data
+from sslzoo.evaluation import cache
+from sslzoo.evaluation.features import encode, evaluation_views
+from sslzoo.evaluation.opening import open_backbone, random_twin, view_size
+from sslzoo.views import normalise
+
+BATCH = 256  # images of a forward pass
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Common:
+    """Options of every evaluator."""
+
+    data: str = ""
+    """Data set or path with a train and a test split; empty is the one of the run."""
+    download: bool = False
+    """Fetch a named data set, or with --pretrained a model, where it is missing."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU where there is one."""
+    out: str = ""
+    """Folder of evaluation.json and the pictures; empty is the run folder, or runs/NAME."""
+    layers: str = ""
+    """Layers to judge: names such as blocks.2,blocks.5, or all; empty is the encoder's output."""
+    tokens: Literal["class", "mean"] = "class"
+    """What stands for a layer of tokens: the class token, or the mean of the patches."""
+    untrained: bool = False
+    """Judge the encoder as it was before training: what training has to beat."""
+    pretrained: bool = False
+    """A name of timm gets its published weights instead of random ones."""
+    channels: int = 3
+    """Channels of the images, for a backbone given by name: 3, or 1 for grey."""
+    image_size: int = 0
+    """Side of the views, in pixels; 0 is the backbone's own."""
+    max_train: int = 0
+    """Images of the training split that are used, evenly spaced; 0 is all of them."""
+    max_test: int = 0
+    """Images of the test split that are used, evenly spaced; 0 is all of them."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the forward passes; features are kept in float32."""
+    workers: int = 0
+    """Processes that decode images; 0 decodes in this one."""
+    cache: bool = True
+    """Keep the features in the folder evaluation/features, to be read by the next evaluation."""
+    seed: int = 0
+    """Seed of all that is random: draws, orders, layouts, new heads."""
+
+
+class Subject:
+    """A frozen backbone and what it is judged on.
+
+    Args:
+        source: see `open_backbone`.
+        common: Common.
+
+    Attributes:
+        backbone: in eval mode, without gradients, on the device.
+        about: its name, channels, mean, std, and the image_size it was made for.
+        size: side of the views in pixels.
+        layers: names of the layers to judge; [None] is the encoder's output.
+        folder: where evaluation.json goes; pictures and features go to its evaluation/.
+        notes: lines for the user.
+    """
+
+    def __init__(self, source, common):
+        self.source, self.common, self.seed = str(source), common, common.seed
+        self.device = PartialState(cpu=common.device == "cpu").device
+        names = ("channels", "image_size", "pretrained", "download", "untrained", "seed")
+        options = {name: getattr(common, name) for name in names}
+        backbone, self.about = open_backbone(source, **options)
+        self.backbone = backbone.to(self.device).requires_grad_(False)
+        self.size = view_size(backbone, self.about, common.image_size)
+        self.layers = chosen_layers(backbone, common.layers)
+        self.folder = Path(common.out) if common.out else home(source)
+        self.weights = cache.weights_digest(backbone)
+        self.used = {}  # split -> what evaluation.json says about it
+        self.notes = []
+        self._splits, self._fingerprints = {}, {}
+
+    @property
+    def spec(self):
+        """Name or path of the data."""
+        spec = self.common.data or self.about.get("data")
+        if not spec:
+            raise DataError(f"{self.source} does not say what it was trained on: name --data")
+        return spec
+
+    @property
+    def view(self):
+        """Side, mean and std of the evaluation view."""
+        return self.size, self.about["mean"], self.about["std"]
+
+    def data(self, split, spec=None):
+        """A split of the data, or of another data set, whose images fit the backbone."""
+        spec = str(spec or self.spec)
+        if (spec, split) not in self._splits:
+            data = open_data(spec, split, download=self.common.download)
+            if data.channels != self.about["channels"]:
+                raise DataError(f"{data.name} has {data.channels} channels; this backbone takes "
+                                f"{self.about['channels']}")  # fmt: skip
+            most = {"train": self.common.max_train, "test": self.common.max_test}.get(split)
+            if most:
+                data = data.subset(range(0, len(data), math.ceil(len(data) / most)))
+            self._splits[spec, split] = data
+            self._fingerprints[spec, split] = data.fingerprint()
+        data = self._splits[spec, split]
+        self.used[data.name] = dict(images=len(data), fingerprint=self._fingerprints[spec, split])
+        return data
+
+    def features(self, split, layer=None, spec=None):
+        """(features float32 [N, d], labels int64 [N] or None) of a split, by way of the cache."""
+        data = self.data(split, spec)
+        fingerprint = self._fingerprints[str(spec or self.spec), split]
+        layers = self.layers if layer in self.layers else [layer]
+        keys = {name: self._key(fingerprint, name) for name in layers}
+        found = {name: self._load(key) for name, key in keys.items()}
+        if any(value is None for value in found.values()):
+            found = self.extract(data, layers)
+            for name, key in keys.items() if self.common.cache else ():
+                cache.save(self.cache_folder, key, found[name])
+        return found[layer], data.labels
+
+    def sets(self, layer=None):
+        """Train features and labels, test features and labels: what the probes take."""
+        return [*self.features("train", layer), *self.features("test", layer)]
+
+    def extract(self, data, layers=(None,), backbone=None):
+        """{layer: features} of any images, past the cache."""
+        views = evaluation_views(data, self.size, BATCH, self.common.workers)
+        return self.encode(views, layers, backbone)
+
+    def encode(self, views, layers=(None,), backbone=None):
+        """{layer: features} of views, an iterable of uint8 [B, C, S, S]."""
+        _, mean, std = self.view
+        return encode(
+            backbone or self.backbone, views, list(layers), mean, std, device=self.device,
+            tokens=self.common.tokens, dtype=DTYPES[self.common.precision],
+        )  # fmt: skip
+
+    def views(self, split):
+        """The evaluation views of a split, batch by batch."""
+        return evaluation_views(self.data(split), self.size, BATCH, self.common.workers)
+
+    def inputs(self, images):
+        """What the backbone takes, from uint8 views [B, C, S, S]."""
+        _, mean, std = self.view
+        return normalise(images.to(self.device).float() / 255, mean, std)
+
+    def trainable(self):
+        """A copy of the backbone with gradients; the frozen one stays as it is."""
+        return copy.deepcopy(self.backbone).requires_grad_(True)
+
+    def untrained(self):
+        """The same architecture with random weights of the seed, on the device."""
+        return random_twin(self.about, self.seed).to(self.device)
+
+    @property
+    def cache_folder(self):
+        return self.folder / "evaluation" / "features"
+
+    def picture(self, name):
+        """The path of a picture or a file of numbers beside evaluation.json."""
+        path = self.folder / "evaluation" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def describe(self, layer=None):
+        """The features in words."""
+        where = f"{layer} ({self.common.tokens})" if layer else "output"
+        return f"{where} of {self.about['backbone']} at {self.size} pixels"
+
+    def _key(self, fingerprint, layer):
+        size, mean, std = self.view
+        return cache.key_of(
+            weights=self.weights, backbone=self.about["backbone"], data=fingerprint,
+            size=size, mean=list(mean), std=list(std), layer=layer, tokens=self.common.tokens,
+            precision=self.common.precision, device=self.device.type,
+        )  # fmt: skip
+
+    def _load(self, key):
+        if not self.common.cache:
+            return None
+        try:
+            return cache.load(self.cache_folder, key)
+        except cache.DamagedCache as error:
+            self.notes.append(f"{error}; the features are computed anew")
+            return None
+
+
+def chosen_layers(backbone, text):
+    """The layers of an option: [None], the encoder's output, where there is none."""
+    if not text:
+        return [None]
+    layers = backbones.layers(backbone) if text == "all" else text.split(",")
+    backbones.check_layers(backbone, layers)
+    return layers
+
+
+def home(source):
+    """The run folder of a source; runs/NAME for a backbone that is of no run."""
+    path = Path(source)
+    for folder in (path, path.parent):
+        if path.exists() and (folder / "config.yaml").is_file():
+            return folder
+    return Path("runs", path.stem if path.exists() else path.name)
