@@ -58,8 +58,8 @@ def convnet4(image_size, channels, **options):
     return ConvNet(channels, **options)
 
 
-def vit_p4(embed_dim, num_heads):
-    """A builder of a ViT for 32 x 32 images: patch 4, depth 12."""
+def vit_p4(embed_dim, num_heads, depth=12):
+    """A builder of a ViT for 32 x 32 images, patch 4."""
 
     def build_vit(image_size, channels, patch_size=4, **options):
         if image_size % patch_size:
@@ -67,13 +67,18 @@ def vit_p4(embed_dim, num_heads):
                 f"image_size {image_size} is no multiple of the patch size {patch_size}"
             )
         sizes = dict(img_size=image_size, patch_size=patch_size, in_chans=channels)
-        options = dict(embed_dim=embed_dim, num_heads=num_heads, depth=12, num_classes=0) | options
-        return timm.models.VisionTransformer(**sizes, **options)
+        sizes |= dict(embed_dim=embed_dim, num_heads=num_heads, depth=depth, num_classes=0)
+        return timm.models.VisionTransformer(**(sizes | options))
 
     return build_vit
 
 
-OWN = {"convnet4": convnet4, "vit_tiny_p4": vit_p4(192, 3), "vit_small_p4": vit_p4(384, 6)}
+OWN = {
+    "convnet4": convnet4,
+    "vit_micro_p4": vit_p4(128, 4, depth=4),  # for runs of minutes on a CPU
+    "vit_tiny_p4": vit_p4(192, 3),
+    "vit_small_p4": vit_p4(384, 6),
+}
 
 
 def build(name, *, image_size, channels=3, **options):
@@ -143,27 +148,75 @@ def features(model, x, layer=None):
         x: images [B, C, S, S].
         layer: name of a submodule, such as "layer3" or "blocks.5"; None takes the encoder's output.
     """
-    if layer is None:
-        return model(x)
+    return model(x) if layer is None else layer_features(model, x, [layer])[layer]
+
+
+def layer_features(model, x, names, *, tokens="class"):
+    """Features [B, d] after several layers, from one pass.
+
+    Args:
+        model: an encoder. Where it has a method `layer_features` of its own, that is called.
+        x: images [B, C, S, S].
+        names: of submodules.
+        tokens: what stands for a layer of tokens: "class" (the mean where there is no class token)
+            or "mean", that of the patches.
+
+    Returns:
+        {name: [B, d]}.
+
+    Raises:
+        ValueError: an unknown name; the message holds the nearest ones.
+    """
+    if hasattr(model, "layer_features"):
+        return model.layer_features(x, names)
     known = dict(model.named_modules())
-    if layer not in known:
-        near = difflib.get_close_matches(layer, known, n=5, cutoff=0.4)
-        raise ValueError(f"no layer {layer!r}; the nearest are {', '.join(near)}")
-    seen = []
-    handle = known[layer].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    seen, handles = {}, []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+            raise ValueError(f"no layer {name!r}; the nearest are {', '.join(near)}")
+
+    def keep(name):
+        return lambda module, inputs, output: seen.update({name: output})
+
     try:
+        handles += [known[name].register_forward_hook(keep(name)) for name in names]
         model(x)
     finally:
-        handle.remove()
-    return pool(seen[-1], getattr(model, "num_prefix_tokens", 0))
+        for handle in handles:
+            handle.remove()
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    return {name: pool(seen[name], prefix, tokens) for name in names}
 
 
-def pool(activations, num_prefix_tokens):
+def layers(model):
+    """Names of the layers worth probing, from the first to the last."""
+    if hasattr(model, "layers"):
+        return model.layers()
+    if hasattr(model, "blocks"):
+        return [f"blocks.{i}" for i in range(len(model.blocks))]
+    return list(stages(model))
+
+
+def stages(model):
+    """The stages of a convolutional encoder, {name: module}, to be applied one after the other."""
+    if isinstance(model, timm.models.ResNet):
+        stem = nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool)
+        return {"maxpool": stem} | {f"layer{i}": getattr(model, f"layer{i}") for i in range(1, 5)}
+    if isinstance(model, ConvNet):
+        return {f"blocks.{i}": block for i, block in enumerate(model.blocks)}
+    raise ValueError(
+        f"{type(model).__name__} has no known stages; a ResNet, convnet4 or one of "
+        f"{', '.join(OWN)} has"
+    )
+
+
+def pool(activations, num_prefix_tokens, tokens="class"):
     """[B, C, H, W] or tokens [B, L, C] to [B, C]."""
     if activations.ndim == 4:
         return activations.mean((2, 3))
     if activations.ndim == 3:
-        kind = "token" if num_prefix_tokens else "avg"
+        kind = "token" if num_prefix_tokens and tokens == "class" else "avg"
         return global_pool_nlc(activations, kind, num_prefix_tokens)
     return activations.flatten(1)
 

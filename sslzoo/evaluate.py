@@ -1,15 +1,18 @@
 """Judge the frozen features of a run: what `sslzoo evaluate` does."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from accelerate import PartialState
 
+from sslzoo import backbones
 from sslzoo.data import DataError, open_data
-from sslzoo.evaluation import extract, few_labels_probe, knn_accuracy, linear_probe, sgd_probe
-from sslzoo.run_folder import load_backbone
+from sslzoo.evaluation import few_labels_probe, knn_accuracy, linear_probe, sgd_probe
+from sslzoo.evaluation.features import extract_layers
+from sslzoo.run_folder import load_backbone, load_untrained
 
 
 @dataclass
@@ -22,6 +25,14 @@ class KNNConfig:
     """Fetch a named data set where it is missing."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
+    layers: str = ""
+    """Layers to judge: names such as blocks.2,blocks.5, or all; empty is the encoder's output."""
+    tokens: Literal["class", "mean"] = "class"
+    """What stands for a layer of tokens: the class token, or the mean of the patches."""
+    untrained: bool = False
+    """Judge the run's encoder as it was before training: what training has to beat."""
+    max_train: int = 0
+    """Images of the training split that are used, evenly spaced; 0 is all of them."""
     k: tuple[int, ...] = (20, 200)
     """Numbers of neighbours, in samples."""
     temperature: float = 0.07
@@ -38,6 +49,14 @@ class LinearConfig:
     """Fetch a named data set where it is missing."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
+    layers: str = ""
+    """Layers to judge: names such as blocks.2,blocks.5, or all; empty is the encoder's output."""
+    tokens: Literal["class", "mean"] = "class"
+    """What stands for a layer of tokens: the class token, or the mean of the patches."""
+    untrained: bool = False
+    """Judge the run's encoder as it was before training: what training has to beat."""
+    max_train: int = 0
+    """Images of the training split that are used, evenly spaced; 0 is all of them."""
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
     """How the probe with all labels is fitted: lbfgs is deterministic, sgd is for large sets."""
     labels_per_class: tuple[int, ...] = ()
@@ -83,30 +102,56 @@ def evaluate(name, path, config):
     Returns:
         Rows of (metric, value from 0 to 1, standard deviation or None).
     """
-    backbone, about = load_backbone(path)
+    load = load_untrained if config.untrained else load_backbone
+    backbone, about = load(path)
     device = PartialState(cpu=config.device == "cpu").device
     backbone.to(device)
-    spec = config.data or about["data"]
-    view = about["image_size"], about["mean"], about["std"]
-    sets = []
-    for split in ("train", "test"):
-        data = open_data(spec, split, download=config.download)
-        if data.channels != about["channels"]:
-            raise DataError(f"{data.name} has {data.channels} channels; this backbone takes "
-                             f"{about['channels']}")  # fmt: skip
-        sets += extract(backbone, data, *view, device=device)
-    rows = EVALUATORS[name][1](config, sets)
+    layers = chosen_layers(backbone, config.layers)
+    splits = [features(backbone, about, split, layers, config, device)
+              for split in ("train", "test")]  # fmt: skip
+    rows = []
+    for layer in layers:
+        sets = [x for by_layer, labels in splits for x in (by_layer[layer], labels)]
+        prefix = f"{layer}: " if layer else ""
+        rows += [
+            (prefix + metric, *values) for metric, *values in EVALUATORS[name][1](config, sets)
+        ]
     if Path(path).is_dir():
-        names = ("metric", "value", "std")
-        record = {
-            "protocol": name,
-            "options": {**asdict(config), "data": spec},
-            "features": f"output of {about['backbone']} at {about['image_size']} pixels",
-            "results": [dict(zip(names, row, strict=True)) for row in rows],
-        }
-        with Path(path, "evaluations.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        record(name, path, config, about, rows)
     return rows
+
+
+def chosen_layers(backbone, text):
+    """The layers of an option: [None], the encoder's output, where there is none."""
+    if not text:
+        return [None]
+    return backbones.layers(backbone) if text == "all" else text.split(",")
+
+
+def features(backbone, about, split, layers, config, device):
+    """({layer: features}, labels) of one split."""
+    data = open_data(config.data or about["data"], split, download=config.download)
+    if data.channels != about["channels"]:
+        raise DataError(f"{data.name} has {data.channels} channels; this backbone takes "
+                         f"{about['channels']}")  # fmt: skip
+    if split == "train" and config.max_train:
+        data = data.subset(range(0, len(data), math.ceil(len(data) / config.max_train)))
+    view = about["image_size"], about["mean"], about["std"]
+    return extract_layers(backbone, data, layers, *view, device=device, tokens=config.tokens)
+
+
+def record(name, path, config, about, rows):
+    """Add a line to the run's evaluations.jsonl."""
+    names = ("metric", "value", "std")
+    line = {
+        "protocol": name,
+        "options": {**asdict(config), "data": config.data or about["data"]},
+        "features": f"{config.layers or 'output'} of {about['backbone']} at "
+        f"{about['image_size']} pixels",
+        "results": [dict(zip(names, row, strict=True)) for row in rows],
+    }
+    with Path(path, "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def percent(value, std=None):

@@ -9,7 +9,6 @@ from sslzoo.pixels import centre_view
 from sslzoo.views import normalise
 
 
-@torch.no_grad()
 def extract(backbone, data, size, mean, std, device="cpu", batch_size=256, workers=0, layer=None):
     """Features of every image under the evaluation view, without augmentation.
 
@@ -28,16 +27,39 @@ def extract(backbone, data, size, mean, std, device="cpu", batch_size=256, worke
     Returns:
         (features float32 [N, d], labels int64 [N] or None), on the CPU.
     """
+    sets, labels = extract_layers(backbone, data, [layer], size, mean, std, device=device,
+                                  batch_size=batch_size, workers=workers)  # fmt: skip
+    return sets[layer], labels
+
+
+@torch.no_grad()
+def extract_layers(backbone, data, layers, size, mean, std, *, device="cpu", batch_size=256,
+                   workers=0, tokens="class"):  # fmt: skip
+    """Features after several layers, from one pass; [None] is the encoder's output.
+
+    Args:
+        layers: names of submodules, or [None].
+        tokens: see `backbones.layer_features`.
+
+    Returns:
+        ({layer: features float32 [N, d]}, labels int64 [N] or None), on the CPU.
+    """
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
+    rows = {layer: [] for layer in layers}
     try:
-        views = evaluation_views(data, size, batch_size, workers)
-        inputs = (normalise(x.to(device).float() / 255, mean, std) for x in views)
-        rows = [backbones.features(backbone, x, layer).float().cpu() for x in inputs]
+        for view in evaluation_views(data, size, batch_size, workers):
+            x = normalise(view.to(device).float() / 255, mean, std)
+            if layers == [None]:
+                found = {None: backbone(x)}
+            else:
+                found = backbones.layer_features(backbone, x, layers, tokens=tokens)
+            for layer, value in found.items():
+                rows[layer].append(value.float().cpu())
     finally:
         for module, training in modes.items():
             module.training = training
-    return torch.cat(rows), data.labels
+    return {layer: torch.cat(values) for layer, values in rows.items()}, data.labels
 
 
 def evaluation_views(data, size, batch_size, workers=0):
