@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+ROWS = 2**16  # pixels whose distances to all bins exist at once where none is kept
 # For each a, the first and the last b of its bins, in steps of 10: the 313 bins of the paper.
 # Not all of them hold a colour of sRGB, so a list computed from colours has fewer.
 RANGES_313 = {
@@ -75,8 +76,9 @@ class Bins(nn.Module):
         return Code(ids.reshape(shape), weights.reshape(shape))
 
     def nearest(self, values):
-        """The nearest bin of values [..., d], int64."""
-        return self.squared_distances(values).argmin(-1)
+        """The nearest bin of values [P, d], int64 [P]."""
+        parts = [self.squared_distances(rows).argmin(-1) for rows in values.split(ROWS)]
+        return torch.cat(parts)
 
     def squared_distances(self, values):
         """[P, Q]; by products the digits that tell near bins apart would be lost."""

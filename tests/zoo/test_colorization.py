@@ -38,9 +38,8 @@ def photographs(count=4, size=16):
 def test_there_are_313_bins_and_64():
     centers = ab_centers(313)
     assert centers.shape == (313, 2) and len({tuple(c) for c in centers.tolist()}) == 313
-    assert centers.aminmax(dim=0) == torch.return_types.aminmax(
-        (torch.tensor([-90.0, -110]), torch.tensor([100.0, 100]))
-    )
+    low, high = centers.aminmax(dim=0)
+    assert low.tolist() == [-90, -110] and high.tolist() == [100, 100]
     assert not (centers % 10).any()
     coarse = ab_centers(64)
     assert coarse.shape == (64, 2)
@@ -50,11 +49,11 @@ def test_there_are_313_bins_and_64():
 
 
 def test_52_bins_are_the_nearest_of_no_colour():
-    steps = torch.linspace(0, 1, 86)
+    steps = torch.linspace(0, 1, 52)
     cube = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).flatten(1)[:, :, None]
     ab = rgb_to_lab(cube)[1:, :, 0].T
-    used = torch.cat([color_bins(313, 1).nearest(part) for part in ab.split(100_000)]).unique()
-    assert len(used) <= 261 + 5 and len(used) > 250
+    used = torch.cat([color_bins(313, 1).nearest(part) for part in ab.split(50_000)]).unique()
+    assert 240 < len(used) <= 261
 
 
 def test_the_code_of_a_centre_is_worked_by_hand():

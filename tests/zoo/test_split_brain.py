@@ -48,7 +48,7 @@ def test_no_gradient_crosses_between_halves():
 
 @pytest.mark.parametrize(
     "name, half, whole, millions",
-    [("resnet18", 256, 512, 2.8), ("convnet4", 64, 128, 0.06), ("alexnet_bn", 2048, 4096, 13.6)],
+    [("resnet18", 256, 512, 2.8), ("convnet4", 64, 128, 0.06), ("alexnet_bn", 2048, 4096, 14.57)],
 )
 def test_half_widths_add_up_to_the_whole(name, half, whole, millions):
     encoder = method(32, name).backbone.eval()
@@ -56,7 +56,7 @@ def test_half_widths_add_up_to_the_whole(name, half, whole, millions):
     assert encoder(photographs(2, 32)).shape == (2, whole)
     for network in encoder.halves.values():
         size = backbones.count_parameters(network) / 1e6
-        assert size == pytest.approx(millions, rel=0.06)
+        assert size == pytest.approx(millions, rel=0.02)
 
 
 def test_the_half_resnet_has_half_of_every_width():
