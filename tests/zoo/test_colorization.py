@@ -205,10 +205,10 @@ def test_the_network_sees_lightness_only():
 
 def test_one_image_is_coloured_by_heart():
     torch.manual_seed(0)
-    ours = method(neighbours=5, rebalance=False)
-    x = photographs(1)
+    ours = method(8, neighbours=5, rebalance=False)
+    x = photographs(1, 8)
     optimizer = torch.optim.AdamW(ours.parameters(), lr=5e-3)
-    for step in range(120):
+    for step in range(80):
         outputs = ours([x], step)
         optimizer.zero_grad()
         outputs["loss"].backward()

@@ -130,8 +130,8 @@ def test_16_images_are_learned_by_heart():
     ours = method(8, ab_bins=64, ab_neighbours=1, gray_threshold=0)
     x = (photographs(16, 8) * 8).round() / 8
     optimizer = torch.optim.AdamW(ours.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=200)
-    for step in range(200):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=110)
+    for step in range(110):
         outputs = ours([x], step)
         optimizer.zero_grad()
         outputs["loss"].backward()
@@ -143,7 +143,7 @@ def test_16_images_are_learned_by_heart():
 def test_features_of_a_layer_are_those_of_both_halves_normalised_apart():
     encoder = method().backbone
     x = photographs(8)
-    for _ in range(200):  # running statistics settle
+    for _ in range(100):  # running statistics settle
         encoder(x)
     encoder.eval()
     names = encoder.layers()
