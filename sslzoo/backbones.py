@@ -12,7 +12,10 @@ import difflib
 
 import timm
 from timm.layers import global_pool_nlc
+from timm.models.resnet import BasicBlock
 from torch import nn
+
+from sslzoo.staged import Staged, alexnet_bn, vgg_dilated
 
 SMALL_STEM_SIZE = 32
 SMALL_PATCH_SIZE = 64
@@ -74,11 +77,16 @@ def vit_p4(embed_dim, num_heads, depth=12):
 
 
 OWN = {
+    "alexnet_bn": alexnet_bn,
+    "vgg_dilated": vgg_dilated,
     "convnet4": convnet4,
     "vit_micro_p4": vit_p4(128, 4, depth=4),  # for runs of minutes on a CPU
     "vit_tiny_p4": vit_p4(192, 3),
     "vit_small_p4": vit_p4(384, 6),
 }
+
+
+HALVES = {"convnet4": {"width": 16}, "alexnet_bn": {"width": 0.5}, "vgg_dilated": {"width": 0.5}}
 
 
 def build(name, *, image_size, channels=3, **options):
@@ -128,6 +136,36 @@ def build_timm(name, image_size, channels, options):
     if isinstance(model, timm.models.ResNet) and image_size <= SMALL_STEM_SIZE:
         shrink_stem(model)
     return model
+
+
+def build_half(name, *, image_size, channels):
+    """An encoder with half as many channels in every layer: a quarter of the weights.
+
+    Raises:
+        ValueError: an unknown name, or an encoder of which there is no half.
+    """
+    sizes = dict(image_size=image_size, channels=channels)
+    if name in HALVES:
+        return build(name, **sizes, **HALVES[name])
+    whole = build(name, **sizes)
+    if not isinstance(whole, timm.models.ResNet) or not isinstance(whole.layer1[0], BasicBlock):
+        known = ", ".join(HALVES)
+        raise ValueError(f"{name} has no half: take resnet18, resnet34 or one of {known}")
+    half = timm.create_model(name, num_classes=0, in_chans=channels, channels=(32, 64, 128, 256))
+    halve_stem(half, whole.conv1)
+    half.maxpool = whole.maxpool
+    return half
+
+
+def halve_stem(resnet, stem):
+    """A stem of 32 channels, like `stem` otherwise, and a first block that takes them."""
+    channels, kernel = stem.in_channels, stem.kernel_size
+    resnet.conv1 = nn.Conv2d(channels, 32, kernel, stem.stride, stem.padding, bias=False)
+    resnet.bn1 = nn.BatchNorm2d(32)
+    resnet.layer1[0] = BasicBlock(32, 32)
+    for module in (resnet.conv1, *resnet.layer1[0].modules()):
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def shrink_stem(resnet):
@@ -252,6 +290,8 @@ def stages(model):
     if isinstance(model, timm.models.ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool)
         return {"maxpool": stem} | {f"layer{i}": getattr(model, f"layer{i}") for i in range(1, 5)}
+    if isinstance(model, Staged):
+        return dict(model.named_children())
     if isinstance(model, ConvNet):
         return {f"blocks.{i}": block for i, block in enumerate(model.blocks)}
     raise ValueError(

@@ -14,12 +14,13 @@ from torch import nn
 
 from sslzoo import backbones, optimizers, registry
 from sslzoo.data import ImageData, open_data
-from sslzoo.loader import ViewLoader, channel_statistics
+from sslzoo.loader import ViewLoader
 from sslzoo.meters import Meters
 from sslzoo.progress import Report
 from sslzoo.run_folder import RunFolder, RunFolderError, free_path, plain
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine
 from sslzoo.stop_requests import stop_requests
+from sslzoo.survey import survey, view_statistics
 from sslzoo.training_config import TrainingConfig
 from sslzoo.watch import Watch
 
@@ -94,11 +95,12 @@ def set_up(name, method_config, config, console=None):
     if hasattr(module, "adapt"):
         batch = config.batch_size * config.accumulate
         method_config, reasons = module.adapt(method_config, batch, len(data))
-    mean, std = channel_statistics(data)
+    mean, std = view_statistics(module, data)
     views = [replace(view, mean=mean, std=std)
              for view in module.views(method_config, config.image_size)]  # fmt: skip
     loader = make_loader(data, views, config, accelerator)
     method = make_method(module, method_config, config, data.channels, accelerator)
+    survey(method, data, config.image_size, mean, std, accelerator.device)
     about = {
         "method": name,
         "data": config.data,
@@ -135,7 +137,8 @@ def make_loader(data, views, config, accelerator):
 def make_method(module, method_config, config, channels, accelerator):
     """The method with random weights, the same in every process."""
     torch.manual_seed(config.seed)
-    backbone = backbones.build(config.backbone, image_size=config.image_size, channels=channels)
+    sizes = dict(image_size=config.image_size, channels=channels)
+    backbone = registry.build_backbone(module, config.backbone, **sizes)
     method = registry.method_class(module)(backbone, method_config)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Statistics of one process would tell the network which views belong together.
