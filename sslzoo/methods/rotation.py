@@ -1,7 +1,7 @@
 """Rotation: every image is shown turned by 0, 90, 180 and 270 degrees; name the turn.
 
 Gidaris, Singh, Komodakis, "Unsupervised Representation Learning by Predicting Image Rotations",
-ICLR 2018. The letters are the paper's: X image, g(X, y) its rotation, y the turn (here from 0), K turns.
+ICLR 2018. The letters are the paper's: X image, g(X, y) its rotation, y the turn (from 0), K turns.
 """
 
 from dataclasses import dataclass
