@@ -1,5 +1,6 @@
 """What is measured at a log step and at the end of a run, and what is said about it."""
 
+import contextlib
 import copy
 import math
 
@@ -37,6 +38,7 @@ class Watch:
         self.setup = setup
         self.knn_epoch = 0
         self.test_epoch = 0
+        self._test = None
         self.warned = False
 
     @torch.no_grad()
@@ -105,10 +107,11 @@ class Watch:
 
     def test_data(self):
         """The test split, or None where the data has none."""
-        try:
-            return open_data(self.setup.config.data, "test", download=self.setup.config.download)
-        except DataError:
-            return None
+        if self._test is None:
+            config = self.setup.config
+            with contextlib.suppress(DataError):
+                self._test = open_data(config.data, "test", download=config.download)
+        return self._test
 
     def encoder(self):
         """The backbone as it is judged and saved."""

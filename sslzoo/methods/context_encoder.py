@@ -103,8 +103,11 @@ class ContextEncoder(nn.Module):
         self.decoder = decoder(d, s, side, C, config)
         self.discriminator = discriminator(C, side) if config.adversarial else None
         self.normalisation = Normalisation()
-        self.normalised_by = self.normalisation.set
         self.draws = Draws()
+
+    def normalised_by(self, mean, std):
+        """The channel statistics of the views."""
+        self.normalisation.set(mean, std)
 
     def forward(self, views, step):
         """L_G + L_D for a batch of B images; views: one tensor [B, C, S, S]."""

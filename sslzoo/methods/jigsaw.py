@@ -110,8 +110,11 @@ class Jigsaw(nn.Module):
         )
         self.head = puzzle_head(N * config.tile_features, config)
         self.normalisation = Normalisation()
-        self.normalised_by = self.normalisation.set
         self.draws = Draws()
+
+    def normalised_by(self, mean, std):
+        """The channel statistics of the views."""
+        self.normalisation.set(mean, std)
 
     def forward(self, views, step):
         """One puzzle of each of B images; views: one tensor [B, C, S, S]."""
@@ -158,8 +161,8 @@ class Jigsaw(nn.Module):
         """Some images gray, some of the others without the green-magenta axis."""
         is_gray = u_gray < (self.config.gray if gray is None else gray)
         is_projected = u_projected < self.config.projection
-        x = torch.where(is_projected[:, None, None, None], project(x), x)
-        return torch.where(is_gray[:, None, None, None], pixels.grey(x), x)
+        coloured = torch.where(is_projected[:, None, None, None], project(x), x)
+        return torch.where(is_gray[:, None, None, None], pixels.grey(x), coloured)
 
     def cut(self, x, cells, u):
         """Tiles [B, N, C, t, t] of the cells [B, N], each at a random place in its cell."""

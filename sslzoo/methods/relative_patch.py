@@ -135,8 +135,11 @@ class RelativePatch(nn.Module):
         self.register_buffer("table", pair_table(config.grid, config.pairs), persistent=False)
         self.register_buffer("coarse", coarseners(config), persistent=False)
         self.normalisation = Normalisation()
-        self.normalised_by = self.normalisation.set
         self.draws = Draws()
+
+    def normalised_by(self, mean, std):
+        """The channel statistics of the views."""
+        self.normalisation.set(mean, std)
 
     def forward(self, views, step):
         """All pairs of B images; views: one tensor [B, C, S, S]."""

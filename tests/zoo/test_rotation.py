@@ -37,7 +37,7 @@ def accuracy(model, x):
 @pytest.fixture(scope="module")
 def cifar(shared_data):
     """1600 CIFAR-10 images of 16 x 16 pixels, mean 0."""
-    data = open_data(str(shared_data / "cifar10-test.parquet"))
+    data = open_data(str(shared_data / "cifar10"), "test", memory_limit_mib=0)
     images = torch.stack([data.load(i) for i in range(1600)]).float() / 255
     return F.avg_pool2d(images, 2) * 4 - 2
 
