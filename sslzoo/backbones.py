@@ -3,12 +3,15 @@
 An encoder maps images [B, C, S, S] to features [B, d]; `num_features` is d. Its state_dict has
 timm's keys and shapes, so `timm.create_model(name, num_classes=0)` loads an exported file, with
 two exceptions, both at small image sizes, where timm has no such model:
-- a ResNet's `conv1.weight` is [64, C, 3, 3] instead of [64, C, 7, 7] (size <= 32);
+- a ResNet's `conv1.weight` is [64, C, 3, 3] instead of [64, C, 7, 7] (size <= 32, and
+  resnet18_s at any size);
 - a ViT's `patch_embed.proj.weight` and `pos_embed` follow patch and image size (size <= 64),
   as they do in `timm.create_model(name, img_size=..., patch_size=...)`.
 """
 
 import difflib
+import math
+from itertools import pairwise
 
 import timm
 from timm.layers import global_pool_nlc
@@ -22,7 +25,22 @@ SMALL_PATCH_SIZE = 64
 PATCHES_A_SIDE = 8  # of a ViT on small images
 
 
-class ConvNet(nn.Module):
+class MapNet(nn.Module):
+    """Blocks one after another; the features are the mean over the last map."""
+
+    def __init__(self, blocks, num_features):
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.num_features = num_features
+
+    def forward_features(self, x):
+        return self.blocks(x)
+
+    def forward(self, x):
+        return self.forward_features(x).mean((2, 3))
+
+
+class ConvNet(MapNet):
     """Four blocks of 3 x 3 convolution, batch normalisation and ReLU; mean over the last map.
 
     Args:
@@ -33,19 +51,10 @@ class ConvNet(nn.Module):
     """
 
     def __init__(self, channels=3, width=32):
-        super().__init__()
         sizes = [channels, width, 2 * width, 4 * width, 4 * width]
-        self.blocks = nn.Sequential(*(
-            conv_block(c, d, stride)
-            for c, d, stride in zip(sizes[:-1], sizes[1:], (1, 2, 2, 1), strict=True)
-        ))  # fmt: skip
-        self.num_features = sizes[-1]
-
-    def forward_features(self, x):
-        return self.blocks(x)
-
-    def forward(self, x):
-        return self.forward_features(x).mean((2, 3))
+        blocks = [conv_block(*pair, stride)
+                  for pair, stride in zip(pairwise(sizes), (1, 2, 2, 1), strict=True)]  # fmt: skip
+        super().__init__(blocks, sizes[-1])
 
 
 def conv_block(in_channels, out_channels, stride):
@@ -76,16 +85,59 @@ def vit_p4(embed_dim, num_heads, depth=12):
     return build_vit
 
 
+def nin(image_size, channels):
+    """Network in Network with four blocks, as in Gidaris et al., ICLR 2018, for 32 x 32 images."""
+    kernels = (5, 5, 3, 3)
+    widths = ((channels, 192, 160, 96), (96, *[192] * 3), (192, *[192] * 3), (192, *[192] * 3))
+    pools = ([nn.MaxPool2d(3, 2, 1)], [nn.AvgPool2d(3, 2, 1)], [], [])
+    blocks = []
+    for kernel, width, pool in zip(kernels, widths, pools, strict=True):
+        sizes = zip(pairwise(width), (kernel, 1, 1), strict=True)
+        layers = [
+            layer for (inputs, outputs), k in sizes for layer in nin_layer(inputs, outputs, k)
+        ]
+        blocks.append(nn.Sequential(*layers, *pool))
+    return MapNet(blocks, 192)
+
+
+def nin_layer(inputs, outputs, kernel):
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    nn.init.normal_(convolution.weight, std=math.sqrt(2 / (kernel**2 * outputs)))
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
+def dcgan_encoder(image_size, channels):
+    """Five 4 x 4 convolutions of stride 2, as in Pathak et al., CVPR 2016: 128 pixels to 4 x 4."""
+    widths = (channels, 64, 64, 128, 256, 512)
+    blocks = []
+    for depth, (inputs, outputs) in enumerate(pairwise(widths)):
+        convolution = nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False)
+        nn.init.normal_(convolution.weight, std=0.02)
+        norm = nn.BatchNorm2d(outputs) if depth else nn.Identity()
+        if depth:
+            nn.init.normal_(norm.weight, 1.0, 0.02)
+        blocks.append(nn.Sequential(convolution, norm, nn.LeakyReLU(0.2, inplace=True)))
+    return MapNet(blocks, 512)
+
+
+def resnet18_s(image_size, channels, **options):
+    """timm's ResNet-18 with a 3 x 3 first convolution of stride 1 and no max-pool at any size."""
+    model = timm.create_model("resnet18", num_classes=0, in_chans=channels, **options)
+    shrink_stem(model)
+    return model
+
+
 OWN = {
     "alexnet_bn": alexnet_bn,
-    "vgg_dilated": vgg_dilated,
     "convnet4": convnet4,
+    "dcgan_encoder": dcgan_encoder,
+    "nin": nin,
+    "resnet18_s": resnet18_s,
+    "vgg_dilated": vgg_dilated,
     "vit_micro_p4": vit_p4(128, 4, depth=4),  # for runs of minutes on a CPU
-    "vit_tiny_p4": vit_p4(192, 3),
     "vit_small_p4": vit_p4(384, 6),
+    "vit_tiny_p4": vit_p4(192, 3),
 }
-
-
 HALVES = {"convnet4": {"width": 16}, "alexnet_bn": {"width": 0.5}, "vgg_dilated": {"width": 0.5}}
 
 
@@ -93,14 +145,15 @@ def build(name, *, image_size, channels=3, **options):
     """An encoder with random weights.
 
     Args:
-        name: "convnet4", "vit_tiny_p4", "vit_small_p4", or any model of timm.
+        name: one of `sslzoo list backbones`, or any model of timm.
         image_size: side of the images in pixels. Up to 32, ResNets get a 3 x 3 first convolution
             of stride 1 and no max-pool; up to 64, ViTs get 8 x 8 patches.
         channels: of the images.
         **options: passed to the model, e.g. `patch_size=8` or `drop_path_rate=0.1`.
 
     Returns:
-        nn.Module with `num_features`; its output is [B, num_features].
+        nn.Module with `num_features`; its output is [B, num_features]. `image_size` and
+        `in_channels` are those it was built for.
 
     Raises:
         ValueError: an unknown name; the message holds the nearest ones.
@@ -113,12 +166,15 @@ def build(name, *, image_size, channels=3, **options):
         torch.Size([2, 512])
     """
     if name in OWN:
-        return OWN[name](image_size, channels, **options)
-    if not timm.is_model(name):
+        model = OWN[name](image_size, channels, **options)
+    elif timm.is_model(name):
+        model = build_timm(name, image_size, channels, options)
+    else:
         near = difflib.get_close_matches(name, [*OWN, *timm.list_models()])
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise ValueError(f"unknown backbone {name!r}; {hint}")
-    return build_timm(name, image_size, channels, options)
+    model.image_size, model.in_channels = image_size, channels
+    return model
 
 
 def build_timm(name, image_size, channels, options):

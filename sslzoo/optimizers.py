@@ -24,12 +24,12 @@ def parameter_groups(module, weight_decay):
     ]
 
 
-def build(name, groups, *, lr, momentum=0.9, betas=(0.9, 0.999)):
+def build(name, groups, *, lr, momentum=0.9, nesterov=False, betas=(0.9, 0.999)):
     """The optimizer `name` ("sgd", "adamw" or "lars") over parameter groups."""
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas))
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
     if name == "lars":
         return LARS(groups, lr=lr, momentum=momentum)
     raise ValueError(f"optimizer must be sgd, adamw or lars; got {name!r}")

@@ -26,7 +26,7 @@ from sslzoo.watch import Watch
 
 # What a resumed run may change and still be the same run.
 FREE_TO_CHANGE = {"data", "download", "out", "device", "workers", "log_every", "checkpoint_every",
-                  "pictures_every"}  # fmt: skip
+                  "test_every", "pictures_every"}  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -101,6 +101,8 @@ def set_up(name, method_config, config, console=None):
     loader = make_loader(data, views, config, accelerator)
     method = make_method(module, method_config, config, data.channels, accelerator)
     survey(method, data, config.image_size, mean, std, accelerator.device)
+    if hasattr(method, "normalised_by"):
+        method.normalised_by(mean, std)
     about = {
         "method": name,
         "data": config.data,
@@ -200,7 +202,8 @@ class Trainer:
         else:
             groups = optimizers.parameter_groups(method, config.weight_decay)
         optimizer = optimizers.build(config.optimizer, groups, lr=self.peak_lr,
-                                     momentum=config.momentum, betas=config.betas)  # fmt: skip
+                                     momentum=config.momentum, nesterov=config.nesterov,
+                                     betas=config.betas)  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(method, optimizer)
         if hasattr(method, "plan"):
             method.plan(self.total_steps, self.loader.steps_per_epoch / config.accumulate)
@@ -309,7 +312,7 @@ class Trainer:
         self.check_finite(means["loss"])
         row = {"step": self.step, "epoch": self.epochs_at(self.step), "lr": self.lr, **means}
         row["gradient_norm"] = float(self.gradient_norm)
-        row |= self.watch.measure(outputs, row["epoch"])
+        row |= self.watch.measure(outputs, row["epoch"], is_last=self.step == self.total_steps)
         if self.setup.is_main:
             self.setup.run.log(row)
             self.setup.report.show(row, self.total_steps, self.config.log_every)
@@ -354,7 +357,7 @@ class Trainer:
         if state["data_fingerprint"] != self.setup.data.fingerprint():
             raise RunFolderError(f"{self.config.data} is not the data that the run began with")
         self.step = state["step"]
-        self.watch.knn_epoch = self.epochs_at(self.step)
+        self.watch.knn_epoch = self.watch.test_epoch = self.epochs_at(self.step)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:

@@ -40,6 +40,8 @@ class TrainingConfig:
     """Weight decay of matrices and kernels, without unit; biases and norms have none."""
     momentum: float = 0.9
     """Momentum of sgd and lars, 0 to 1."""
+    nesterov: bool = False
+    """Nesterov's momentum, for sgd."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Averaging factors of adamw, 0 to 1."""
     clip_gradient: float = 0.0
@@ -58,6 +60,8 @@ class TrainingConfig:
     """Optimizer steps between two checkpoints; 0 writes one after each epoch."""
     knn_every: int = 0
     """Epochs between two kNN accuracies in the metrics, for labelled data; 0 is off."""
+    test_every: int = 0
+    """Epochs between two tests of the method's own task on the test split; 0 tests at the end."""
     pictures_every: int = 0
     """Epochs between two sets of the method's pictures; 0 draws them at the end only."""
 

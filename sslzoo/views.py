@@ -28,6 +28,9 @@ class ViewSpec:
         size: side of the view in pixels.
         crop_scale: smallest and largest share of the image's area in a crop.
         crop_ratio: smallest and largest width / height of a crop.
+        crop_padding: in place of such a crop, the whole image shifted by up to so many of its own
+            pixels either way in x and y; 0 is off. What lies beyond the border is black where
+            images are shrunk one by one, and repeats the border otherwise.
         flip: probability of a horizontal flip.
         jitter: probability of colour jitter.
         brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x].
@@ -47,6 +50,7 @@ class ViewSpec:
     size: int
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_padding: int = 0
     flip: float = 0.5
     jitter: float = 0.8
     brightness: float = 0.0
@@ -68,7 +72,8 @@ class ViewSpec:
     def __post_init__(self):
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             self._check(name, 0 <= getattr(self, name) <= 1, "a probability, 0 to 1")
-        for name in ("brightness", "contrast", "saturation", "rotate", "translate", "shear"):
+        strengths = "brightness", "contrast", "saturation", "rotate", "translate", "shear"
+        for name in (*strengths, "crop_padding"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         for name, most in (("crop_scale", 1), ("crop_ratio", float("inf"))):
             low, high = getattr(self, name)
@@ -148,6 +153,9 @@ def _crops(spec, uniform, height, width):
     height, width = (
         np.broadcast_to(np.asarray(x, np.float64), B)[:, None] for x in (height, width)
     )
+    if spec.crop_padding:
+        shift = np.floor(uniform(2) * (2 * spec.crop_padding + 1)) - spec.crop_padding
+        return np.concatenate([shift, height, width], 1)
     area = height * width * uniform(CROP_ATTEMPTS, *spec.crop_scale)
     low, high = np.log(spec.crop_ratio)
     ratio = np.exp(uniform(CROP_ATTEMPTS, low, high))

@@ -1,11 +1,17 @@
 """What is measured at a log step and at the end of a run, and what is said about it."""
 
+import contextlib
+import copy
 import math
 
 import torch
 
 from sslzoo.data import DataError, open_data
 from sslzoo.evaluation import effective_rank, extract, feature_std, knn_accuracy, plot_embedding
+from sslzoo.evaluation.features import evaluation_views
+from sslzoo.loader import ViewLoader
+from sslzoo.recalibration import recalibrate
+from sslzoo.views import normalise
 
 # Rows of a batch that the collapse meters look at, so that they cost little.
 METER_ROWS = 512
@@ -31,10 +37,12 @@ class Watch:
     def __init__(self, setup):
         self.setup = setup
         self.knn_epoch = 0
+        self.test_epoch = 0
+        self._test = None
         self.warned = False
 
     @torch.no_grad()
-    def measure(self, outputs, epoch):
+    def measure(self, outputs, epoch, is_last=False):
         """Names and values that describe the method after this step."""
         method = self.setup.method
         weights = [p for p in method.parameters() if p.requires_grad]
@@ -49,7 +57,28 @@ class Watch:
             row["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
         if self.setup.is_main:
             row |= self.accuracy(epoch)
+            row |= self.test_scores(epoch, is_last)
         return row
+
+    @torch.no_grad()
+    def test_scores(self, epoch, is_last):
+        """How well the method does its own task on the test split, as test_NAME."""
+        method, config = self.setup.method, self.setup.config
+        every = config.test_every
+        is_due = is_last or (every and epoch // every > self.test_epoch // every)
+        self.test_epoch = epoch
+        test = self.test_data() if is_due and hasattr(method, "test_scores") else None
+        if test is None:
+            return {}
+        was_training = method.training
+        method.eval()
+        batches = ViewLoader(some(test), self.setup.loader.specs, device=self.setup.device,
+                             batch_size=min(config.batch_size, len(some(test))),
+                             seed=config.seed, workers=config.workers).epoch(0)  # fmt: skip
+        rows = [method.test_scores(batch.views, step) for step, batch in enumerate(batches)]
+        method.train(was_training)
+        return {f"test_{name}": float(torch.stack([row[name] for row in rows]).mean())
+                for name, value in rows[0].items() if value.ndim == 0}  # fmt: skip
 
     @torch.no_grad()
     def draw(self, epoch):
@@ -72,22 +101,32 @@ class Watch:
         test = self.test_data()
         if test is None or self.setup.data.labels is None:
             return {}
-        sets = (*self.features(self.setup.data), *self.features(test))
+        backbone = self.encoder()
+        sets = (*self.features(self.setup.data, backbone), *self.features(test, backbone))
         return {"knn_accuracy": knn_accuracy(*sets, k=NEIGHBOURS).top1[NEIGHBOURS]}
 
     def test_data(self):
         """The test split, or None where the data has none."""
-        try:
-            return open_data(self.setup.config.data, "test", download=self.setup.config.download)
-        except DataError:
-            return None
+        if self._test is None:
+            config = self.setup.config
+            with contextlib.suppress(DataError):
+                self._test = open_data(config.data, "test", download=config.download)
+        return self._test
 
-    def features(self, data):
+    def encoder(self):
+        """The backbone as it is judged and saved."""
+        setup, method = self.setup, self.setup.method
+        if not getattr(method, "sees_parts", False):
+            return method.backbone
+        size, mean, std = (setup.about[name] for name in ("image_size", "mean", "std"))
+        views = evaluation_views(some(setup.data), size, batch_size=256)
+        whole = (normalise(x.to(setup.device).float() / 255, mean, std) for x in views)
+        return recalibrate(copy.deepcopy(method.backbone), whole)
+
+    def features(self, data, backbone=None):
         """Features and labels of at most WATCHED_IMAGES images."""
-        setup = self.setup
-        some = data.subset(range(0, len(data), math.ceil(len(data) / WATCHED_IMAGES)))
-        view = (setup.about[name] for name in ("image_size", "mean", "std"))
-        return extract(setup.method.backbone, some, *view, device=setup.device)
+        view = (self.setup.about[name] for name in ("image_size", "mean", "std"))
+        return extract(backbone or self.encoder(), some(data), *view, device=self.setup.device)
 
     def warn(self, row):
         """Once, after warm-up and an epoch: before that, every method looks collapsed."""
@@ -101,11 +140,17 @@ class Watch:
         """What a finished run is used for: the backbone, and a picture of its features."""
         run, data = self.setup.run, self.test_data() or self.setup.data
         self.draw(self.setup.config.epochs)
-        run.save_backbone(self.setup.method.backbone, self.setup.about)
-        features, labels = self.features(data)
+        backbone = self.encoder()
+        run.save_backbone(backbone, self.setup.about)
+        features, labels = self.features(data, backbone)
         picture = run.path / "features.png"
         plot_embedding(features, labels, picture, class_names=data.class_names)
         self.setup.report.say(f"backbone: {run.path / 'backbone.safetensors'}; picture: {picture}")
+
+
+def some(data):
+    """At most WATCHED_IMAGES of the images, evenly spaced."""
+    return data.subset(range(0, len(data), math.ceil(len(data) / WATCHED_IMAGES)))
 
 
 def collapse_warning(row, width):

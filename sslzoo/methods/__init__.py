@@ -38,6 +38,13 @@ and in the nn.Module
     schedule(step, groups)    called before every step: sets "weight_decay" and "lr_scale" of the
                               optimizer's groups
     after_backward(step)      called when the gradients are complete: clip or cancel some of them
+    normalised_by(mean, std)  called once, before training: the channel statistics of the views, for
+                              methods whose formulas speak of pixels
+    test_scores(views, step)  a dict of 0-d tensors, averaged over the test split and logged as
+                              test_NAME; called without gradient and in evaluation mode, every
+                              `test_every` epochs and at the last step
+    sees_parts                True where the backbone is trained on parts of images: before it is
+                              judged or saved, its batch-norm statistics are taken from whole views
     pictures(views)           {name: uint8 [3, H, W] on the CPU}, for people to look at; called
                               without gradient and in evaluation mode, at the end of a run and
                               every `pictures_every` epochs; saved as pictures/NAME_EPOCH.png

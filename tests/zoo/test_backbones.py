@@ -94,3 +94,26 @@ def test_features_of_layers():
     vit = backbones.build("vit_tiny_p4", image_size=32, depth=2).eval()
     torch.testing.assert_close(backbones.features(vit, x, "norm"), vit(x))
     assert not vit.blocks[0]._forward_hooks
+
+
+@pytest.mark.parametrize("name, size, shape", [
+    ("nin", 32, (192, 8, 8)),
+    ("dcgan_encoder", 128, (512, 4, 4)),
+    ("resnet18_s", 64, (512, 8, 8)),
+])  # fmt: skip
+def test_encoders_of_papers_have_the_maps_of_their_papers(name, size, shape):
+    model = backbones.build(name, image_size=size)
+    x = torch.randn(2, 3, size, size)
+    assert model.forward_features(x).shape == (2, *shape)
+    assert model(x).shape == (2, model.num_features)
+    assert (model.image_size, model.in_channels) == (size, 3)
+    assert all(m.bias is None for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+
+
+def test_network_in_network_has_the_papers_layers_and_start():
+    model = backbones.build("nin", image_size=32)
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.kernel_size[0] for c in convs] == [5, 1, 1, 5, 1, 1, 3, 1, 1, 3, 1, 1]
+    assert [c.out_channels for c in convs] == [192, 160, *[96], *[192] * 9]
+    # The paper's deviation, sqrt(2 / (k k out)).
+    assert convs[3].weight.std().item() == pytest.approx((2 / (25 * 192)) ** 0.5, rel=0.02)

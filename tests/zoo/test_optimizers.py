@@ -104,3 +104,15 @@ def test_sgd_and_adamw_first_steps_by_hand():
 def test_unknown_optimizer_names_the_choices():
     with pytest.raises(ValueError, match="sgd, adamw or lars"):
         optimizers.build("adam", [nn.Parameter(torch.ones(1))], lr=0.1)
+
+
+def test_nesterov_looks_ahead():
+    """Worked by hand: gradient 1, momentum 0.5, rate 1: steps of 1.5, then 1.75."""
+    w = torch.tensor([0.0], requires_grad=True)
+    optimizer = optimizers.build("sgd", [{"params": [w]}], lr=1.0, momentum=0.5, nesterov=True)
+    seen = []
+    for _ in range(2):
+        w.grad = torch.ones(1)
+        optimizer.step()
+        seen.append(w.item())
+    assert seen == [-1.5, -3.25]

@@ -292,3 +292,17 @@ def test_evaluation_view_shows_the_centre():
 def test_impossible_options_are_refused_by_name(option, value):
     with pytest.raises(ValueError, match=option):
         ViewSpec(**{"size": 32, option: value})
+
+
+def test_crop_padding_shifts_the_whole_image_by_whole_pixels():
+    spec = ViewSpec(size=8, crop_padding=2, flip=0.0, grayscale=0.0, mean=(0.0,) * 3,
+                    std=(1.0,) * 3)  # fmt: skip
+    images = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8)
+    parameters = draw_parameters(spec, 0, 0, np.arange(60), 0, 8, 8)
+    seen = {(int(top), int(left)) for top, left, *_ in parameters["crop"]}
+    assert {x for pair in seen for x in pair} == {-2, -1, 0, 1, 2} and len(seen) > 20
+    padded = torch.nn.functional.pad(images.float() / 255, [2] * 4, mode="replicate")
+    views = apply_views(images, spec, parameters)
+    for view, image, (top, left, _, _) in zip(views, padded, parameters["crop"], strict=True):
+        expected = image[:, 2 + int(top) :, 2 + int(left) :][:, :8, :8]
+        torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
