@@ -189,7 +189,10 @@ def load_backbone(path):
             if name.startswith("backbone.")
         }
     backbone = backbones.build(
-        about["backbone"], image_size=about["image_size"], channels=about["channels"]
+        about["backbone"],
+        image_size=about["image_size"],
+        channels=about["channels"],
+        **about.get("backbone_options", {}),
     )
     backbone.load_state_dict(weights)
     return backbone.eval(), about

@@ -18,6 +18,9 @@ adapt       adapt(config, batch, images) -> (config, reasons): values that follo
             optimizer step and the number of images, and a line in words for each; a value that
             the user gave stays
 
+backbone_options  backbone_options(config, name) -> further options of sslzoo.backbones.build, such
+            as LayerScale; kept beside the weights, so that they load without the method
+
 and in the nn.Module
 
     meters(outputs)           a dict of 0-d tensors from what forward returned; called without

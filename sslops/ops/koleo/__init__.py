@@ -68,7 +68,7 @@ def koleo(features, *, reduction="mean", group=None, backend=None):
     arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     arguments.check_rows("features", features)
     shape = features.shape[:-1]
-    features = features.reshape(-1, *features.shape[-2:])
+    features = features.reshape(features.shape[:-2].numel(), *features.shape[-2:])
     with torch.autocast(features.device.type, enabled=False):
         x = unit_rows(_Float32.apply(features) if features.dtype == torch.float16 else features)
         if group is None:
