@@ -66,7 +66,7 @@ def test_student_views_meet_the_teacher_views_of_the_other_crop():
 
 
 def test_terms_are_those_of_the_paper():
-    """18 pairs at 8 local crops: mean over pairs; iBOT over 2B; KoLeo over both crops, times 0.1."""
+    """Mean over the 18 pairs of ten crops; iBOT over 2B; KoLeo over both crops, times 0.1."""
     model, views = spread(method(targets="centering")).eval(), crops(count=10)
     torch.manual_seed(5)
     found = model(views, 0)
@@ -317,7 +317,7 @@ def test_a_run_trains_resumes_and_its_backbone_loads(tmp_path):
 
     def run():
         config = TrainingConfig(
-            backbone="vit_tiny_p4", image_size=8, epochs=1, batch_size=300, log_every=2,
+            backbone="vit_tiny_p4", image_size=8, epochs=1, batch_size=700, log_every=1,
             warmup_epochs=1, optimizer="adamw", base_lr=5e-4, out=str(tmp_path / "run"),
         )  # fmt: skip
         options = {**SMALL, "local_crops": 1, "registers": 2, "drop_path": 0.2}
