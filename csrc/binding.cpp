@@ -4,6 +4,7 @@
 
 #include "binding.h"
 #include "cpu/color_attention.h"
+#include "cpu/dino_loss.h"
 #include "cpu/instruction_set.h"
 #include "cpu/kernels.h"
 #include "cpu/tiles.h"
@@ -63,6 +64,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("color_match_backward", from_python(sslops::color_match_backward));
   m.def("color_gather", from_python(sslops::color_gather));
   m.def("color_gather_backward", from_python(sslops::color_gather_backward));
+  m.def("dino_loss_forward", from_python(sslops::dino_loss_forward));
+  m.def("dino_loss_backward", from_python(sslops::dino_loss_backward));
 #ifdef SSLOPS_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_runs_on", cuda::runs_on);

@@ -92,6 +92,18 @@ def default_group(rank=None, world_size=None):
 
 def mean_over_ranks(value, group):
     """The mean of a tensor over the ranks of a group, without gradient."""
+    return sum_over_ranks(value, group) / dist.get_world_size(group)
+
+
+def sum_over_ranks(value, group):
+    """The sum of a tensor over the ranks of a group, without gradient; nothing waits for it."""
     value = value.clone()
     dist.all_reduce(value, group=group)
-    return value / dist.get_world_size(group)
+    return value
+
+
+def max_over_ranks(value, group):
+    """The largest entries of a tensor over the ranks of a group, without gradient."""
+    value = value.clone()
+    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group)
+    return value

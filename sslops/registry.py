@@ -26,6 +26,7 @@ class Op:
         self.order = backend_names
         self.backends = {}  # backend name -> (function, unsupported)
         self.missing = {}  # backend name -> why its module could not be imported
+        interpreted = set()
         for backend in backend_names:
             module_name = backend if backend == "reference" else f"_{backend}"
             try:
@@ -37,6 +38,10 @@ class Op:
                 self.missing[backend] = f"{error.name} is not installed"
             else:
                 self.backends[backend] = (getattr(module, name), module.unsupported)
+                if getattr(module, "INTERPRETED", False):
+                    interpreted.add(backend)
+        # Kernels under an interpreter are for tests: they run where forced, else last of all.
+        self.backends = dict(sorted(self.backends.items(), key=lambda item: item[0] in interpreted))
 
     def __call__(self, forced, *args, **kwargs):
         """Run the forced backend, or the first that supports these arguments."""

@@ -112,16 +112,24 @@ def why_not(*tensors):
         return f"the tiled kernels take a width D of 1 to {WIDEST}, not {x.shape[-1]}"
     if any(t.shape[-2] * t.shape[-1] >= 2**31 for t in tensors):
         return "more than 2^31 elements in one batch"
+    reason = why_not_device(x)
+    if reason or INTERPRETED:
+        return reason
+    listed = TILES[chip(x)]["rows"][product(x.dtype)]
+    if width(x.shape[-1]) not in listed:
+        return (f"float32 at matmul precision {torch.get_float32_matmul_precision()!r} is tiled "
+                f"for a width D of at most {max(listed)}, not {x.shape[-1]}")  # fmt: skip
+    return None
+
+
+def why_not_device(x):
+    """In words why no Triton kernel runs where x is, or None."""
     if INTERPRETED:
         return None
     if not x.is_cuda or torch.version.hip:
         return f"Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1), not {x.device}"
     if torch.cuda.get_device_properties(x.device).major < 8:
         return "Triton kernels need compute capability 8.0"
-    listed = TILES[chip(x)]["rows"][product(x.dtype)]
-    if width(x.shape[-1]) not in listed:
-        return (f"float32 at matmul precision {torch.get_float32_matmul_precision()!r} is tiled "
-                f"for a width D of at most {max(listed)}, not {x.shape[-1]}")  # fmt: skip
     return None
 
 

@@ -367,5 +367,5 @@ def pool(activations, num_prefix_tokens, tokens="class"):
 
 
 def count_parameters(model):
-    """Number of trainable values."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """Number of values; those of a moving average are not trained, but are its size."""
+    return sum(p.numel() for p in model.parameters())

@@ -200,8 +200,9 @@ def load_backbone(path):
 def build_backbone(about):
     """The encoder that `about` describes, with random weights."""
     module = registry.method(about["method"])
-    sizes = dict(image_size=about["image_size"], channels=about["channels"])
-    return registry.build_backbone(module, about["backbone"], **sizes)
+    options = dict(image_size=about["image_size"], channels=about["channels"])
+    options |= about.get("backbone_options", {})
+    return registry.build_backbone(module, about["backbone"], **options)
 
 
 def load_untrained(path):

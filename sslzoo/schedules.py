@@ -42,3 +42,23 @@ def scaled_learning_rate(base_lr, batch, rule):
         4.8
     """
     return base_lr * {"linear": batch / 256, "sqrt": math.sqrt(batch / 256), "none": 1.0}[rule]
+
+
+def cosine(step, total_steps, start, end):
+    """Half a cosine from `start` at step 0 to `end` at `total_steps`, rising or falling.
+
+    Example:
+        >>> [round(cosine(t, 4, 0.04, 0.4), 3) for t in (0, 2, 4)]
+        [0.04, 0.22, 0.4]
+    """
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * min(step / max(total_steps, 1), 1)))
+
+
+def linear_warmup(step, steps, start, end):
+    """From `start` at step 0 in equal steps to `end` at step `steps - 1`, and `end` from there on.
+
+    Example:
+        >>> [round(linear_warmup(t, 3, 0.04, 0.07), 3) for t in (0, 1, 2, 3)]
+        [0.04, 0.055, 0.07, 0.07]
+    """
+    return start + (end - start) * min(step / (steps - 1), 1) if steps > 1 else end

@@ -20,7 +20,8 @@ def view_statistics(module, data):
 
 def survey(method, data, size, mean, std, device):
     """Tell the method how its views are normalised, and show it images if it wants to see them."""
-    method.normalisation = (mean, std)
+    if hasattr(method, "normalised_by"):
+        method.normalised_by(mean, std)
     if hasattr(method, "survey"):
         some = data.subset(range(0, len(data), math.ceil(len(data) / IMAGES)))
         views = evaluation_views(some, size, BATCH)

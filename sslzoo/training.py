@@ -101,12 +101,12 @@ def set_up(name, method_config, config, console=None):
     loader = make_loader(data, views, config, accelerator)
     method = make_method(module, method_config, config, data.channels, accelerator)
     survey(method, data, config.image_size, mean, std, accelerator.device)
-    if hasattr(method, "normalised_by"):
-        method.normalised_by(mean, std)
+    options_of = getattr(module, "backbone_options", lambda config, name: {})
     about = {
         "method": name,
         "data": config.data,
         "backbone": config.backbone,
+        "backbone_options": options_of(method_config, config.backbone),
         "image_size": config.image_size,
         "channels": data.channels,
         "mean": list(mean),
@@ -139,8 +139,11 @@ def make_loader(data, views, config, accelerator):
 def make_method(module, method_config, config, channels, accelerator):
     """The method with random weights, the same in every process."""
     torch.manual_seed(config.seed)
-    sizes = dict(image_size=config.image_size, channels=channels)
-    backbone = registry.build_backbone(module, config.backbone, **sizes)
+    options_of = getattr(module, "backbone_options", lambda config, name: {})
+    backbone = registry.build_backbone(
+        module, config.backbone, image_size=config.image_size, channels=channels,
+        **options_of(method_config, config.backbone),
+    )  # fmt: skip
     method = registry.method_class(module)(backbone, method_config)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Statistics of one process would tell the network which views belong together.

@@ -25,6 +25,8 @@ PICTURED = 64  # samples that a method draws pictures of
 LEAST_RELATIVE_STD = 0.1
 LEAST_EFFECTIVE_RANK = 2.0
 LEAST_MUTUAL_INFORMATION = 0.05
+# Of the logarithm of the number of prototypes.
+LEAST_ENTROPY_SHARE = 0.05
 
 
 class Watch:
@@ -166,6 +168,10 @@ def collapse_warning(row, width):
     rank = row.get("effective_rank", math.inf)
     if rank < min(LEAST_EFFECTIVE_RANK, width):
         return f"features fill {rank:.1f} directions of {width}"
+    if row.get("usage_entropy_share", 1.0) < LEAST_ENTROPY_SHARE:
+        return "the teacher gives all images the same prototype"
+    if row.get("teacher_entropy_share", 0.0) > 1 - LEAST_ENTROPY_SHARE / 10:
+        return "the teacher's output is uniform: it tells no image from another"
     if row.get("mutual_information_bound", math.inf) < LEAST_MUTUAL_INFORMATION:
         return "the loss is at chance: the views of an image do not find each other"
     return None

@@ -178,6 +178,11 @@ SIGNATURES = {
     "topk=None, backend=None)",
     "color_attention_loss": "(target, reference, target_labels, reference_labels, *, "
     "temperature=1.0, reduction='mean', backend=None)",
+    "dino_loss": "(student, teacher, *, student_temperature=0.1, teacher_temperature=None, "
+    "center=None, weights=None, skip_same_view=True, reduction='mean', group=None, backend=None)",
+    "updated_center": "(center, teacher_logits, momentum=0.9, *, group=None)",
+    "sinkhorn_knopp": "(logits, temperature, iterations=3, *, group=None, backend=None)",
+    "koleo": "(features, *, reduction='mean', group=None, backend=None)",
     "compat.NTXentLoss": "(temperature=0.5, memory_bank_size=0, gather_distributed=False)",
     "compat.ClipLoss": "(local_loss=False, gather_with_grad=False, cache_labels=False, rank=0, "
     "world_size=1)",

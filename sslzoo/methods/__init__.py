@@ -17,13 +17,13 @@ and, where it wants them, in the file
 adapt       adapt(config, batch, images) -> (config, reasons): values that follow the images per
             optimizer step and the number of images, and a line in words for each; a value that
             the user gave stays
-
 IS_NORMALISED   False where views, and the backbone's images, are RGB from 0 to 1 as they are
 build_backbone  build_backbone(name, image_size=, channels=): instead of sslzoo.backbones.build
+backbone_options  backbone_options(config, name) -> further options of sslzoo.backbones.build, such
+            as LayerScale; kept beside the weights, so that they load without the method
 
 and in the nn.Module
 
-    normalisation             (mean, std) of the views, one value for each channel: set from outside
     survey(batches)           called once before training; batches: an iterator of evaluation
                               views [B, C, S, S] of up to 10,000 training images, normalised as
                               the views are. For constants of the data, kept in buffers

@@ -136,6 +136,9 @@ class MAE(nn.Module):
         self.decoder_pred = nn.Linear(Dd, self.target.size)
         initialise(self)
 
+    def normalised_by(self, mean, std):
+        self.normalisation = (mean, std)
+
     def forward(self, views, step, noise=None):
         """One step of the paper's section 3.
 

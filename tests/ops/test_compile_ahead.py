@@ -16,11 +16,11 @@ SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024}  # the list of sm_80 se
 REGISTERS = 65536  # of a multiprocessor
 
 
-def compiled(extent, cache):
+def compiled(extent, cache, script=SCRIPT):
     """What ahead_of_time.py prints, from a process that does not interpret."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
-    run = subprocess.run([sys.executable, str(SCRIPT), extent], env=environment, cwd=ROOT,
+    run = subprocess.run([sys.executable, str(script), extent], env=environment, cwd=ROOT,
                          capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     return [json.loads(line) for line in run.stdout.splitlines()]

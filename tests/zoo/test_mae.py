@@ -359,7 +359,7 @@ def test_meters_tell_the_error_on_seen_patches_and_how_flat_patches_are():
 
 def test_pictures_show_input_prediction_and_original():
     ours = method()
-    ours.normalisation = (0.5, 0.25)
+    ours.normalised_by(0.5, 0.25)
     x = torch.full((4, 3, 16, 16), 1.0)  # 0.75 as it was
     sheet = ours.pictures([x])["reconstruction"]
     assert sheet.dtype == torch.uint8 and sheet.shape == (3, 68, 12 * 66 + 2)
