@@ -137,7 +137,8 @@ def make_method(module, method_config, config, channels, accelerator):
     torch.manual_seed(config.seed)
     backbone = backbones.build(config.backbone, image_size=config.image_size, channels=channels)
     method = registry.method_class(module)(backbone, method_config)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+    is_shared = getattr(method, "sync_batch_norm", True) and accelerator.device.type == "cuda"
+    if accelerator.num_processes > 1 and is_shared:
         # Statistics of one process would tell the network which views belong together.
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     return method.to(accelerator.device)

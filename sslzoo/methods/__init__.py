@@ -20,6 +20,7 @@ adapt       adapt(config, batch, images) -> (config, reasons): values that follo
 
 and in the nn.Module
 
+    sync_batch_norm = False   several processes keep batch norms of their own; else they share one
     meters(outputs)           a dict of 0-d tensors from what forward returned; called without
                               gradient at log steps only, so it may cost something
     after_step(step)          called after every optimizer step: moving averages, queues
