@@ -14,6 +14,8 @@ import timm
 from timm.layers import global_pool_nlc
 from torch import nn
 
+from sslzoo.grid_encoders import PatchGridEncoder, WaveEncoder
+
 SMALL_STEM_SIZE = 32
 SMALL_PATCH_SIZE = 64
 PATCHES_A_SIDE = 8  # of a ViT on small images
@@ -73,7 +75,35 @@ def vit_p4(embed_dim, num_heads):
     return build_vit
 
 
-OWN = {"convnet4": convnet4, "vit_tiny_p4": vit_p4(192, 3), "vit_small_p4": vit_p4(384, 6)}
+def vit_small_moco(image_size, channels, **options):
+    """MoCo v3's ViT-S, which has 12 heads instead of 6."""
+    return build_timm("vit_small_patch16_224", image_size, channels, {"num_heads": 12} | options)
+
+
+def wave_encoder(width, context_width):
+    """A builder of CPC's encoder of sounds."""
+
+    def build_wave_encoder(image_size, channels, **options):
+        return WaveEncoder(channels, width, context_width, **options)
+
+    return build_wave_encoder
+
+
+OWN = {
+    "convnet4": convnet4,
+    "vit_tiny_p4": vit_p4(192, 3),
+    "vit_small_p4": vit_p4(384, 6),
+    "vit_small_moco": vit_small_moco,
+    "cpc_audio": wave_encoder(128, 128),
+    "cpc_audio_large": wave_encoder(512, 256),
+    "cpc_patches": PatchGridEncoder,
+}
+AUDIO = ("cpc_audio", "cpc_audio_large")
+
+
+def kind(name):
+    """The kind of data that an encoder takes: "audio" or "images"."""
+    return "audio" if name in AUDIO else "images"
 
 
 def build(name, *, image_size, channels=3, **options):

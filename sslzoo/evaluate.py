@@ -7,8 +7,9 @@ from typing import Literal
 
 from accelerate import PartialState
 
-from sslzoo.data import DataError, open_data
-from sslzoo.evaluation import extract, few_labels_probe, knn_accuracy, linear_probe, sgd_probe
+from sslzoo.data import DataError
+from sslzoo.evaluation import few_labels_probe, knn_accuracy, linear_probe, sgd_probe
+from sslzoo.kinds import KINDS, baseline
 from sslzoo.run_folder import load_backbone
 
 
@@ -20,6 +21,10 @@ class KNNConfig:
     """Data set or path with a train and a test split; empty is the one of the run."""
     download: bool = False
     """Fetch a named data set where it is missing."""
+    label_column: str = ""
+    """Parquet column of the classes, such as speaker; empty takes label."""
+    features: Literal["trained", "untrained", "input"] = "trained"
+    """Those of the run; of its backbone with random weights; or pixels (sounds: log-mel)."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
     k: tuple[int, ...] = (20, 200)
@@ -36,6 +41,10 @@ class LinearConfig:
     """Data set or path with a train and a test split; empty is the one of the run."""
     download: bool = False
     """Fetch a named data set where it is missing."""
+    label_column: str = ""
+    """Parquet column of the classes, such as speaker; empty takes label."""
+    features: Literal["trained", "untrained", "input"] = "trained"
+    """Those of the run; of its backbone with random weights; or pixels (sounds: log-mel)."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
@@ -84,24 +93,28 @@ def evaluate(name, path, config):
         Rows of (metric, value from 0 to 1, standard deviation or None).
     """
     backbone, about = load_backbone(path)
+    if config.features != "trained":
+        backbone = baseline(config.features, about)
     device = PartialState(cpu=config.device == "cpu").device
     backbone.to(device)
     spec = config.data or about["data"]
     view = about["image_size"], about["mean"], about["std"]
+    kind = KINDS[about.get("kind", "images")]
     sets = []
     for split in ("train", "test"):
-        data = open_data(spec, split, download=config.download)
+        data = kind.open(spec, split, download=config.download,
+                         label_column=config.label_column or None)  # fmt: skip
         if data.channels != about["channels"]:
             raise DataError(f"{data.name} has {data.channels} channels; this backbone takes "
                              f"{about['channels']}")  # fmt: skip
-        sets += extract(backbone, data, *view, device=device)
+        sets += kind.extract(backbone, data, *view, device=device)
     rows = EVALUATORS[name][1](config, sets)
     if Path(path).is_dir():
         names = ("metric", "value", "std")
         record = {
             "protocol": name,
             "options": {**asdict(config), "data": spec},
-            "features": f"output of {about['backbone']} at {about['image_size']} pixels",
+            "features": f"{config.features}, {about['backbone']} at {about['image_size']} pixels",
             "results": [dict(zip(names, row, strict=True)) for row in rows],
         }
         with Path(path, "evaluations.jsonl").open("a") as file:

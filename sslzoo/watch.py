@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from sslzoo.data import DataError, open_data
-from sslzoo.evaluation import effective_rank, extract, feature_std, knn_accuracy, plot_embedding
+from sslzoo.data import DataError
+from sslzoo.evaluation import effective_rank, feature_std, knn_accuracy, plot_embedding
+from sslzoo.kinds import KINDS
 
 # Rows of a batch that the collapse meters look at, so that they cost little.
 METER_ROWS = 512
@@ -30,6 +31,7 @@ class Watch:
 
     def __init__(self, setup):
         self.setup = setup
+        self.kind = KINDS[setup.about["kind"]]
         self.knn_epoch = 0
         self.warned = False
 
@@ -78,7 +80,8 @@ class Watch:
     def test_data(self):
         """The test split, or None where the data has none."""
         try:
-            return open_data(self.setup.config.data, "test", download=self.setup.config.download)
+            config = self.setup.config
+            return self.kind.open(config.data, "test", download=config.download)
         except DataError:
             return None
 
@@ -87,7 +90,7 @@ class Watch:
         setup = self.setup
         some = data.subset(range(0, len(data), math.ceil(len(data) / WATCHED_IMAGES)))
         view = (setup.about[name] for name in ("image_size", "mean", "std"))
-        return extract(setup.method.backbone, some, *view, device=setup.device)
+        return self.kind.extract(setup.method.backbone, some, *view, device=setup.device)
 
     def warn(self, row):
         """Once, after warm-up and an epoch: before that, every method looks collapsed."""
