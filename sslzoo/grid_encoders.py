@@ -4,6 +4,8 @@ Both have, beside forward(x) [B, channels, ...] -> features [B, num_features],
 
     latents(x)   z [B, R, J, C]: R rows in the order of prediction, J columns
     context(z)   c [B, R, J, H]: c at row r depends on the rows 0 to r of z only
+    pooled(z, c) the features, from either
+    shared_steps how many steps ahead latents share samples or pixels, which makes them easy
 
 A sound is a grid of one column whose rows are time steps; an image one of overlapping patches.
 """
@@ -49,8 +51,8 @@ class WaveEncoder(nn.Module):
     """
 
     KERNELS, STRIDES, PADDINGS = (10, 8, 4, 4, 4), (5, 4, 2, 2, 2), (3, 2, 1, 1, 1)
-    HOP = 160
     LEAST_SAMPLES = 160
+    shared_steps = 2
 
     def __init__(self, channels=1, width=128, context_width=128, norm="channel"):
         super().__init__()
@@ -69,6 +71,9 @@ class WaveEncoder(nn.Module):
 
     def context(self, z):
         return self.gru(z[:, :, 0])[0][:, :, None]
+
+    def pooled(self, z, c):
+        return c.mean((1, 2))
 
     def forward(self, x):
         """The mean of the context over time, [B, H]."""
@@ -90,6 +95,8 @@ class PatchGridEncoder(nn.Module):
     Source:
         van den Oord, Li, Vinyals, 2018, section 3.2, with a small patch encoder.
     """
+
+    shared_steps = 1
 
     def __init__(self, image_size, channels=3, width=256):
         super().__init__()
@@ -113,6 +120,9 @@ class PatchGridEncoder(nn.Module):
 
     def context(self, z):
         return self.above(z.movedim(-1, 1)).movedim(1, -1)
+
+    def pooled(self, z, c):
+        return z.mean((1, 2))
 
     def forward(self, x):
         """The mean of the latents over the grid, [B, C]."""

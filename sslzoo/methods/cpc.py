@@ -21,8 +21,6 @@ DATA = ("audio", "images")
 DEFAULTS = {"backbone": "cpc_audio", "optimizer": "adamw", "base_lr": 5e-4, "lr_rule": "none",
             "weight_decay": 0.0, "warmup_epochs": 5, "batch_size": 32, "epochs": 50}  # fmt: skip
 
-EASY_STEPS = {"audio": 2, "images": 1}  # so near that latents share samples or pixels
-
 
 @dataclass
 class Config:
@@ -92,9 +90,9 @@ class CPC(nn.Module):
         self.steps, self.negatives = config.steps, config.negatives
         self.score, self.temperature = config.score, config.temperature
         self.latent_width = backbone.latent_width
-        context_width = getattr(backbone, "context_width", backbone.num_features)
-        self.predict = nn.Linear(context_width, config.steps * self.latent_width, bias=False)
-        self.easy_steps = EASY_STEPS["audio" if hasattr(backbone, "gru") else "images"]
+        # W_1 ... W_K, one below the other: one product makes all predictions.
+        outputs = config.steps * self.latent_width
+        self.predict = nn.Linear(backbone.num_features, outputs, bias=False)
 
     def forward(self, views, step):
         """Section 2.2 for B samples; views: one tensor of sounds [B, 1, T] or images."""
@@ -104,13 +102,13 @@ class CPC(nn.Module):
 
         right = (stats.positive_rank < 1).float()
         loss, accuracy = loss_KPB.detach().mean((1, 2)), right.mean((1, 2))
-        far = accuracy[self.easy_steps :] if self.steps > self.easy_steps else accuracy
+        easy = min(self.backbone.shared_steps, self.steps - 1)
         return {
             "loss": loss_KPB.mean(),
-            "accuracy": far.mean(),
+            "accuracy": accuracy[easy:].mean(),
             **{f"loss_{k}": loss[k - 1] for k in range(1, self.steps + 1)},
             **{f"accuracy_{k}": accuracy[k - 1] for k in range(1, self.steps + 1)},
-            "features": (c if self.easy_steps == 2 else z).detach().mean((1, 2)).float(),
+            "features": self.backbone.pooled(z, c).detach().float(),
             "latents": z.detach(),
             "contexts": c.detach(),
         }

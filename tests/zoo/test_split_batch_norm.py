@@ -1,11 +1,17 @@
 """Split batch norm and shuffled keys: what each group sees, and that MoCo needs both."""
 
+import csv
+
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sslzoo.methods.moco import Config
 from sslzoo.split_batch_norm import Shuffle, split_batch_norm
+from sslzoo.training import set_up, train
+from sslzoo.training_config import TrainingConfig
 
 
 @pytest.mark.parametrize("kind, shape", [
@@ -90,3 +96,25 @@ def test_groups_of_keys_differ_from_those_of_queries():
     assert same_statistics(1, False).all() and same_statistics(1, True).all()
     assert same_statistics(8, False).all()
     assert not same_statistics(8, True).any()
+
+
+@pytest.mark.slow
+def test_the_leak_makes_the_task_easier_and_the_features_no_better(shared_data, tmp_path):
+    """Three epochs on 2000 images: plain batch norm on one process against eight groups."""
+    table = pq.read_table(shared_data / "cifar10-test.parquet")
+    for split, rows in (("train", table[:2000]), ("test", table[2000:2500])):
+        pq.write_table(rows, tmp_path / f"small-{split}.parquet")
+    accuracy, neighbours = {}, {}
+    for splits in (1, 8):
+        options = TrainingConfig(
+            data=str(tmp_path / "small"), backbone="resnet18", image_size=16, epochs=3,
+            batch_size=32, base_lr=0.12, warmup_epochs=0, log_every=62, knn_every=3,
+            out=str(tmp_path / f"run{splits}"),
+        )  # fmt: skip
+        run = train(set_up("moco", Config(bn_splits=splits), options))
+        with run.metrics.path.open(newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+        accuracy[splits] = float(last["contrastive_top1"])
+        neighbours[splits] = float(last["knn_accuracy"])
+    assert accuracy[8] < accuracy[1]
+    assert neighbours[8] > neighbours[1] - 0.02  # 500 test images: one deviation is 0.02
