@@ -18,6 +18,7 @@ from timm.layers import global_pool_nlc
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from sslzoo.grid_encoders import PatchGridEncoder, WaveEncoder
 from sslzoo.staged import Staged, alexnet_bn, vgg_dilated
 
 SMALL_STEM_SIZE = 32
@@ -127,18 +128,42 @@ def resnet18_s(image_size, channels, **options):
     return model
 
 
+def vit_small_moco(image_size, channels, **options):
+    """MoCo v3's ViT-S, which has 12 heads instead of 6."""
+    return build_timm("vit_small_patch16_224", image_size, channels, {"num_heads": 12} | options)
+
+
+def wave_encoder(width, context_width):
+    """A builder of CPC's encoder of sounds."""
+
+    def build_wave_encoder(image_size, channels, **options):
+        return WaveEncoder(channels, width, context_width, **options)
+
+    return build_wave_encoder
+
+
 OWN = {
     "alexnet_bn": alexnet_bn,
     "convnet4": convnet4,
+    "cpc_audio": wave_encoder(128, 128),
+    "cpc_audio_large": wave_encoder(512, 256),
+    "cpc_patches": PatchGridEncoder,
     "dcgan_encoder": dcgan_encoder,
     "nin": nin,
     "resnet18_s": resnet18_s,
     "vgg_dilated": vgg_dilated,
+    "vit_small_moco": vit_small_moco,
     "vit_micro_p4": vit_p4(128, 4, depth=4),  # for runs of minutes on a CPU
     "vit_small_p4": vit_p4(384, 6),
     "vit_tiny_p4": vit_p4(192, 3),
 }
 HALVES = {"convnet4": {"width": 16}, "alexnet_bn": {"width": 0.5}, "vgg_dilated": {"width": 0.5}}
+AUDIO = ("cpc_audio", "cpc_audio_large")
+
+
+def kind(name):
+    """The kind of data that an encoder takes: "audio" or "images"."""
+    return "audio" if name in AUDIO else "images"
 
 
 def build(name, *, image_size, channels=3, **options):

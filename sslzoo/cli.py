@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, pretrain, evaluate, demo.
+"""The command `sslzoo`: list, pretrain, evaluate, import, export, demo.
 
 Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C.
 Everything heavy is imported by the command that needs it, so that help comes at once.
@@ -16,6 +16,8 @@ usage: sslzoo COMMAND ...
   list [methods|backbones|data|evaluators|recipes]   what there is
   pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
   evaluate PROTOCOL|all BACKBONE ...                 judge a run, a checkpoint or a model of timm
+  import FILE --out FOLDER                           official weights to a backbone of ours
+  export RUN --to LAYOUT --out PATH                  a backbone for timm, torchvision and others
   demo                                               SimCLR on handwritten digits, in 3 minutes
 
 `sslzoo COMMAND --help` shows the options, each with its unit and default.
@@ -47,6 +49,7 @@ def user_errors():
         ("sslzoo.data", "DataError"),
         ("sslzoo.run_folder", "RunFolderError"),
         ("sslzoo.training", "TrainingError"),
+        ("sslzoo.weights", "WeightsError"),
         ("torch", "OutOfMemoryError"),
     ):
         if module in sys.modules:
@@ -150,6 +153,27 @@ def show_result(result):
         print(f"note: {note}")
 
 
+def import_command(argv):
+    """Official weights into a run folder's backbone."""
+    from sslzoo import options, weights
+
+    with options_checked():
+        chosen = options.parse_import(argv)
+    for line in weights.report(weights.import_weights(chosen.file, chosen.out, chosen.backbone)):
+        print(line)
+    return 0
+
+
+def export_command(argv):
+    """A run's backbone in another library's layout."""
+    from sslzoo import options, weights
+
+    with options_checked():
+        chosen = options.parse_export(argv)
+    print(f"wrote {chosen.out}; {weights.export(chosen.run, chosen.to, chosen.out)}")
+    return 0
+
+
 def demo_command(argv):
     """SimCLR on handwritten digits, and the table of what it is good for."""
     from sslzoo import demo, options
@@ -164,6 +188,8 @@ COMMANDS = {
     "list": list_command,
     "pretrain": pretrain_command,
     "evaluate": evaluate_command,
+    "import": import_command,
+    "export": export_command,
     "demo": demo_command,
 }
 

@@ -38,6 +38,27 @@ def projection_head(widths, *, batch_norm=True):
     return nn.Sequential(*layers)
 
 
+def mlp_head(widths, *, last_norm=True):
+    """Linear layers without bias, each with batch norm, and ReLU between them, as in MoCo v3.
+
+    Args:
+        widths: features from input to output, such as (384, 4096, 4096, 256).
+        last_norm: whether the last layer too is followed by batch norm, one without scale and
+            shift.
+
+    Returns:
+        nn.Sequential, [N, widths[0]] to [N, widths[-1]].
+    """
+    layers = []
+    for inputs, outputs in pairwise(widths[:-1]):
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs),
+                   nn.ReLU(inplace=True)]  # fmt: skip
+    layers.append(nn.Linear(*widths[-2:], bias=False))
+    if last_norm:
+        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+    return nn.Sequential(*layers)
+
+
 class WeightNormLinear(nn.Module):
     """A linear layer without bias whose rows have a direction and a length: W = g v / |v|.
 

@@ -77,10 +77,13 @@ class ViewLoader:
         self.steps_per_epoch += not drop_last and rest >= world_size
         self.wait_seconds = 0.0
         self.labels = None if data.labels is None else data.labels.to(self.device)
-        if data.images is None or self._shrinks_on_cpu():
-            self._make = _MadeByWorkers(self, workers)
-        else:
-            self._make = _MadeOnDevice(self)
+        self._make = self.maker(workers)
+
+    def maker(self, workers):
+        """What makes the batches of an epoch: (epoch, first step) -> iterator."""
+        if self.data.images is None or self._shrinks_on_cpu():
+            return _MadeByWorkers(self, workers)
+        return _MadeOnDevice(self)
 
     def _shrinks_on_cpu(self):
         # Measured: shrinking 224 to 96 image by image takes a fifth of the time of the batched

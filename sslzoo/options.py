@@ -156,6 +156,33 @@ def parse_evaluate(argv):
     return name, values["run"], common, config
 
 
+def parse_import(argv):
+    """The options of `sslzoo import`: file, out, backbone."""
+    parser = ArgumentParser(
+        prog="sslzoo import",
+        description="Official weights of MoCo, MAE, DINO or DINOv2 into a backbone of ours.",
+        exit_on_error=False,
+    )
+    parser.add_argument("file", help=".safetensors, or a checkpoint that torch.save wrote")
+    parser.add_argument("--out", required=True, help="folder for the backbone and the report")
+    parser.add_argument("--backbone", default="", help="its name; empty is found from the shapes")
+    return parse(parser, argv)
+
+
+def parse_export(argv):
+    """The options of `sslzoo export`: run, to, out."""
+    parser = ArgumentParser(
+        prog="sslzoo export",
+        description="A run's backbone in another library's layout.",
+        exit_on_error=False,
+    )
+    layouts = ["timm", "torchvision", "safetensors", "huggingface"]
+    parser.add_argument("run", help="run folder, backbone.safetensors or checkpoint.pt")
+    parser.add_argument("--to", choices=layouts, required=True, help="layout")
+    parser.add_argument("--out", required=True, help="file; for huggingface a folder")
+    return parse(parser, argv)
+
+
 def parse(parser, words):
     """Parse; errors name options as they are typed, and the nearest one where one is unknown."""
     switches = {f"--{a.dest}" for a in parser._actions if getattr(a, "_typehint", None) is bool}

@@ -29,6 +29,18 @@ def warmup_cosine(step, total_steps, peak, *, warmup_steps=0, minimum=0.0):
     return minimum + (peak - minimum) / 2 * (1 + math.cos(math.pi * done))
 
 
+def warmup_steps_down(step, peak, *, warmup_steps=0, drops=()):
+    """Linear warm-up from 0 to `peak`, then a tenth from each step in `drops` on.
+
+    Example:
+        >>> [warmup_steps_down(t, 1.0, warmup_steps=2, drops=[4, 6]) for t in (1, 3, 4, 6)]
+        [0.5, 1.0, 0.1, 0.01]
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak / 10 ** sum(step >= drop for drop in drops)
+
+
 def scaled_learning_rate(base_lr, batch, rule):
     """The learning rate of a batch from the one that was tuned per 256 images.
 

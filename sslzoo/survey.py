@@ -3,7 +3,7 @@
 import math
 
 from sslzoo.evaluation.features import evaluation_views
-from sslzoo.loader import channel_statistics
+from sslzoo.kinds import KINDS
 from sslzoo.views import normalise
 
 # Images that a method may look at, evenly spaced.
@@ -11,10 +11,10 @@ IMAGES = 10_000
 BATCH = 256
 
 
-def view_statistics(module, data):
+def view_statistics(module, data, kind):
     """Mean and standard deviation that normalise the views; 0 and 1 where a method wants RGB."""
     if getattr(module, "IS_NORMALISED", True):
-        return channel_statistics(data)
+        return KINDS[kind].statistics(data)
     return (0.0,) * data.channels, (1.0,) * data.channels
 
 

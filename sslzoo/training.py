@@ -13,12 +13,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from sslzoo import backbones, optimizers, registry
-from sslzoo.data import ImageData, open_data
-from sslzoo.loader import ViewLoader
+from sslzoo.kinds import KINDS, kind_of, views_of
 from sslzoo.meters import Meters
 from sslzoo.progress import Report
 from sslzoo.run_folder import RunFolder, RunFolderError, free_path, plain
-from sslzoo.schedules import scaled_learning_rate, warmup_cosine
+from sslzoo.schedules import scaled_learning_rate, warmup_cosine, warmup_steps_down
 from sslzoo.stop_requests import stop_requests
 from sslzoo.survey import survey, view_statistics
 from sslzoo.training_config import TrainingConfig
@@ -46,9 +45,9 @@ class Setup:
     config: TrainingConfig
     options: dict  # every option of the run by name, to write and to compare
     accelerator: Accelerator
-    data: ImageData
+    data: object  # ImageData, or that of another kind
     method: nn.Module
-    loader: ViewLoader
+    loader: object  # of views, as sslzoo.loader.ViewLoader
     about: dict  # how the backbone was made and what it expects, kept beside its weights
     run: RunFolder
     report: Report
@@ -89,22 +88,24 @@ def set_up(name, method_config, config, console=None):
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         gradient_accumulation_steps=config.accumulate,
     )
+    kind = kind_of(module, config.backbone)
     with accelerator.local_main_process_first():  # one process downloads, the others find it
-        data = open_data(config.data, download=config.download)
+        data = KINDS[kind].open(config.data, download=config.download)
     reasons = []
     if hasattr(module, "adapt"):
         batch = config.batch_size * config.accumulate
         method_config, reasons = module.adapt(method_config, batch, len(data))
-    mean, std = view_statistics(module, data)
+    mean, std = view_statistics(module, data, kind)
     views = [replace(view, mean=mean, std=std)
-             for view in module.views(method_config, config.image_size)]  # fmt: skip
-    loader = make_loader(data, views, config, accelerator)
+             for view in views_of(module, method_config, config.image_size, kind)]  # fmt: skip
+    loader = make_loader(KINDS[kind].loader, data, views, config, accelerator)
     method = make_method(module, method_config, config, data.channels, accelerator)
     survey(method, data, config.image_size, mean, std, accelerator.device)
     options_of = getattr(module, "backbone_options", lambda config, name: {})
     about = {
         "method": name,
         "data": config.data,
+        "kind": kind,
         "backbone": config.backbone,
         "backbone_options": options_of(method_config, config.backbone),
         "image_size": config.image_size,
@@ -118,9 +119,9 @@ def set_up(name, method_config, config, console=None):
     return Setup(config, options, accelerator, data, method, loader, about, run, report, reasons)
 
 
-def make_loader(data, views, config, accelerator):
+def make_loader(loader_class, data, views, config, accelerator):
     """The batches of this process."""
-    loader = ViewLoader(
+    loader = loader_class(
         data,
         views,
         batch_size=config.batch_size,
@@ -145,7 +146,8 @@ def make_method(module, method_config, config, channels, accelerator):
         **options_of(method_config, config.backbone),
     )  # fmt: skip
     method = registry.method_class(module)(backbone, method_config)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+    is_shared = getattr(method, "sync_batch_norm", True) and accelerator.device.type == "cuda"
+    if accelerator.num_processes > 1 and is_shared:
         # Statistics of one process would tell the network which views belong together.
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     return method.to(accelerator.device)
@@ -265,8 +267,13 @@ class Trainer:
     def set_learning_rate(self):
         config = self.config
         warmup_steps = config.warmup_epochs * self.loader.steps_per_epoch / config.accumulate
-        self.lr = warmup_cosine(self.step, self.total_steps, self.peak_lr,
-                                warmup_steps=warmup_steps, minimum=config.min_lr)  # fmt: skip
+        if config.lr_drops:
+            self.lr = warmup_steps_down(self.step, self.peak_lr, warmup_steps=warmup_steps,
+                                        drops=[d * self.total_steps / config.epochs
+                                               for d in config.lr_drops])  # fmt: skip
+        else:
+            self.lr = warmup_cosine(self.step, self.total_steps, self.peak_lr,
+                                    warmup_steps=warmup_steps, minimum=config.min_lr)  # fmt: skip
         if hasattr(self.method, "schedule"):
             self.method.schedule(self.step, self.optimizer.param_groups)
         for group in self.optimizer.param_groups:
@@ -370,19 +377,22 @@ class Trainer:
 
     def announce(self):
         """What was chosen and why, before the first step."""
-        config, data = self.config, self.setup.data
+        config, data, about = self.config, self.setup.data, self.setup.about
         batch = config.batch_size * config.accumulate
         rule = {"linear": f" x {batch} / 256", "sqrt": f" x sqrt({batch} / 256)", "none": ""}
+        drops = " and ".join(f"{epoch:g}" for epoch in config.lr_drops)
+        course = (f"a tenth of it from epoch {drops} on" if drops else
+                  f"a cosine to {config.min_lr:g}")  # fmt: skip
         millions = backbones.count_parameters(self.method.backbone) / 1e6
         lines = (
-            f"{self.setup.about['method']} on {len(data)} images of {data.name}; "
+            f"{about['method']} on {len(data)} {KINDS[about['kind']].things} of {data.name}; "
             f"{config.backbone} of {millions:.2f} M parameters; {self.setup.device} x "
             f"{self.accelerator.num_processes}, {config.precision}",
             f"batch {batch} = {config.batch_size} x {config.accumulate} accumulated; "
             f"{config.epochs} epochs are {self.total_steps} steps",
             f"learning rate {self.peak_lr:.4g} = {config.base_lr:g}{rule[config.lr_rule]} "
-            f"({config.lr_rule} rule), {config.warmup_epochs:g} epochs of warm-up, then a cosine "
-            f"to {config.min_lr:g}; {config.optimizer}, weight decay {config.weight_decay:g}",
+            f"({config.lr_rule} rule), {config.warmup_epochs:g} epochs of warm-up, then {course}; "
+            f"{config.optimizer}, weight decay {config.weight_decay:g}",
             *self.setup.reasons,
             f"run folder {self.setup.run.path}" + f", from step {self.step}" * bool(self.step),
         )

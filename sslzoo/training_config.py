@@ -34,6 +34,8 @@ class TrainingConfig:
     """How the learning rate grows with (batch_size x accumulate) / 256."""
     min_lr: float = 0.0
     """Learning rate at the end of the cosine, not scaled."""
+    lr_drops: tuple[float, ...] = ()
+    """Epochs from which on the learning rate is a tenth, instead of the cosine; empty is off."""
     warmup_epochs: float = 10.0
     """Linear warm-up from 0, in epochs."""
     weight_decay: float = 1e-4

@@ -6,6 +6,7 @@ batch at once. No generator has a state, so neither the number of workers, nor t
 processes, nor an interruption changes what is seen.
 
 Order: crop, flip, rotation (one resampling), colour jitter, grayscale, blur, solarise, normalise.
+Grayscale may come before the jitter, as in MoCo v1.
 """
 
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class ViewSpec:
         brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x].
         hue: shift drawn from [-hue, hue], in turns of the colour circle, at most 0.5.
         grayscale: probability of grey.
+        grayscale_first: grey before the colour jitter instead of after it.
         blur: probability of Gaussian blur.
         blur_sigma: smallest and largest standard deviation of the blur, in pixels of the view.
         blur_kernel: its width in pixels, odd; 0 takes size / 10 made odd, as SimCLR does.
@@ -58,6 +60,7 @@ class ViewSpec:
     saturation: float = 0.0
     hue: float = 0.0
     grayscale: float = 0.2
+    grayscale_first: bool = False
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_kernel: int = 0
@@ -227,16 +230,24 @@ def apply_cropped_views(crops, spec, parameters):
 
 def _photometric(x, spec, parameters):
     # Parameters that choose rows stay on the CPU: choosing there does not wait for the device.
+    if spec.grayscale_first:
+        x = _grayscale(x, spec, parameters)
     if spec.is_jittered:
         x = pixels.jitter(x, parameters["factors"], parameters["order"])
-    if spec.grayscale:
-        x = torch.where(_move(parameters["grayscale"], x)[:, None, None, None], pixels.grey(x), x)
+    if not spec.grayscale_first:
+        x = _grayscale(x, spec, parameters)
     if spec.blur:
         x = pixels.blur(x, parameters["blur_sigma"], spec.blur_kernel or spec.size // 10 | 1)
     if spec.solarize:
         is_chosen = _move(parameters["solarize"], x)[:, None, None, None]
         x = torch.where(is_chosen & (x >= 128 / 255), 1 - x, x)
     return normalise(x, spec.mean, spec.std)
+
+
+def _grayscale(x, spec, parameters):
+    if not spec.grayscale:
+        return x
+    return torch.where(_move(parameters["grayscale"], x)[:, None, None, None], pixels.grey(x), x)
 
 
 def _move(parameter, images):

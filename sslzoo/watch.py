@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from sslzoo.data import DataError, open_data
-from sslzoo.evaluation import effective_rank, extract, feature_std, knn_accuracy, plot_embedding
+from sslzoo.data import DataError
+from sslzoo.evaluation import effective_rank, feature_std, knn_accuracy, plot_embedding
 from sslzoo.evaluation.features import evaluation_views
+from sslzoo.kinds import KINDS
 from sslzoo.loader import ViewLoader
 from sslzoo.recalibration import recalibrate
 from sslzoo.views import normalise
@@ -38,6 +39,7 @@ class Watch:
 
     def __init__(self, setup):
         self.setup = setup
+        self.kind = KINDS[setup.about["kind"]]
         self.knn_epoch = 0
         self.test_epoch = 0
         self._test = None
@@ -112,7 +114,7 @@ class Watch:
         if self._test is None:
             config = self.setup.config
             with contextlib.suppress(DataError):
-                self._test = open_data(config.data, "test", download=config.download)
+                self._test = self.kind.open(config.data, "test", download=config.download)
         return self._test
 
     def encoder(self):
@@ -128,7 +130,9 @@ class Watch:
     def features(self, data, backbone=None):
         """Features and labels of at most WATCHED_IMAGES images."""
         view = (self.setup.about[name] for name in ("image_size", "mean", "std"))
-        return extract(backbone or self.encoder(), some(data), *view, device=self.setup.device)
+        return self.kind.extract(
+            backbone or self.encoder(), some(data), *view, device=self.setup.device
+        )
 
     def warn(self, row):
         """Once, after warm-up and an epoch: before that, every method looks collapsed."""

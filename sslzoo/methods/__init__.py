@@ -3,7 +3,10 @@
 Config      a dataclass of the method's own options; every field has a default and a docstring that
             gives its unit. No name of sslzoo.training.TrainingConfig is used twice.
 DEFAULTS    a dict of the TrainingConfig fields that the method wants to be different.
-views       views(config, image_size) -> list of sslzoo.views.ViewSpec, one per view of an image.
+DATA        the kind of data, a name of sslzoo.kinds.KINDS, or a tuple of several, of which the
+            backbone takes one; "images" where it is missing
+views       views(config, image_size) -> list of sslzoo.views.ViewSpec, one per view of an image;
+            where DATA is a tuple, views(config, image_size, kind)
 the method  an nn.Module called like the file (simclr.py: SimCLR, moco_v3.py: MoCoV3), made by
             SimCLR(backbone, config), that any loop can train:
 
@@ -24,6 +27,7 @@ backbone_options  backbone_options(config, name) -> further options of sslzoo.ba
 
 and in the nn.Module
 
+    sync_batch_norm = False   several processes keep batch norms of their own; else they share one
     survey(batches)           called once before training; batches: an iterator of evaluation
                               views [B, C, S, S] of up to 10,000 training images, normalised as
                               the views are. For constants of the data, kept in buffers
