@@ -73,14 +73,39 @@ def vit_p4(embed_dim, num_heads):
     return build_vit
 
 
-OWN = {"convnet4": convnet4, "vit_tiny_p4": vit_p4(192, 3), "vit_small_p4": vit_p4(384, 6)}
+def resnet18_dense(stage_strides, small_stem):
+    """A builder of a ResNet-18 for dense features: small strides, a last stage of 256 channels."""
+
+    def build_resnet(image_size, channels, **options):
+        block, widths = timm.models.resnet.BasicBlock, (64, 128, 256, 256)
+        sizes = dict(in_chans=channels, channels=widths, num_classes=0) | options
+        model = timm.models.ResNet(block, [2, 2, 2, 2], **sizes)
+        for number, stride in enumerate(stage_strides, start=1):
+            first = getattr(model, f"layer{number}")[0]
+            first.conv1.stride = (stride, stride)
+            if first.downsample is not None:
+                first.downsample[0].stride = (stride, stride)
+        if small_stem:
+            shrink_stem(model)
+        return model
+
+    return build_resnet
+
+
+OWN = {
+    "convnet4": convnet4,
+    "vit_tiny_p4": vit_p4(192, 3),
+    "vit_small_p4": vit_p4(384, 6),
+    "resnet18_stride4": resnet18_dense((1, 2, 2, 1), small_stem=True),
+    "resnet18_stride8": resnet18_dense((1, 2, 1, 1), small_stem=False),
+}
 
 
 def build(name, *, image_size, channels=3, **options):
     """An encoder with random weights.
 
     Args:
-        name: "convnet4", "vit_tiny_p4", "vit_small_p4", or any model of timm.
+        name: one of OWN or any model of timm.
         image_size: side of the images in pixels. Up to 32, ResNets get a 3 x 3 first convolution
             of stride 1 and no max-pool; up to 64, ViTs get 8 x 8 patches.
         channels: of the images.
@@ -145,6 +170,46 @@ def features(model, x, layer=None):
     """
     if layer is None:
         return model(x)
+    return pool(output_of(model, x, layer), getattr(model, "num_prefix_tokens", 0))
+
+
+def dense_features(model, x, layer=None):
+    """A map of features [B, d, h, w]: of a convolutional stage, or of a ViT's patch tokens.
+
+    Args:
+        model: an encoder.
+        x: images [B, C, H, W].
+        layer: name of a submodule, such as "layer3" or "blocks.5"; None takes the last map.
+
+    Example:
+        >>> import torch
+        >>> from sslzoo import backbones
+        >>> model = backbones.build("vit_tiny_p4", image_size=32)
+        >>> backbones.dense_features(model, torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 192, 8, 8])
+    """
+    activations = output_of(model, x, layer or last_map(model))
+    if activations.ndim == 4:
+        is_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        return activations.permute(0, 3, 1, 2) if is_last else activations
+    if activations.ndim != 3:
+        raise ValueError(f"layer {layer} has no map: its output is {tuple(activations.shape)}")
+    tokens = activations[:, getattr(model, "num_prefix_tokens", 0) :]
+    (H, W), (p, q) = x.shape[-2:], model.patch_embed.patch_size
+    return tokens.mT.unflatten(-1, (H // p, W // q))
+
+
+def last_map(model):
+    """The name of the layer with the last map of features or tokens."""
+    for kind, name in ((ConvNet, "blocks"), (timm.models.ResNet, "layer4"),
+                       (timm.models.VisionTransformer, "norm")):  # fmt: skip
+        if isinstance(model, kind):
+            return name
+    raise ValueError(f"{type(model).__name__} has no layer known to be its last map: name one")
+
+
+def output_of(model, x, layer):
+    """What the submodule called `layer` returns when the model sees x."""
     known = dict(model.named_modules())
     if layer not in known:
         near = difflib.get_close_matches(layer, known, n=5, cutoff=0.4)
@@ -155,7 +220,7 @@ def features(model, x, layer=None):
         model(x)
     finally:
         handle.remove()
-    return pool(seen[-1], getattr(model, "num_prefix_tokens", 0))
+    return seen[-1]
 
 
 def pool(activations, num_prefix_tokens):

@@ -46,6 +46,13 @@ def method_class(module):
     raise AttributeError(f"{module.__name__} defines no class called {wanted} in any case")
 
 
+def build_backbone(module, name, **options):
+    """An encoder with random weights for a method: its own, or one of sslzoo.backbones."""
+    from sslzoo.backbones import build
+
+    return getattr(module, "build_backbone", build)(name, **options)
+
+
 def backbones():
     """Names of the backbones that are not timm's; every name of timm works too."""
     from sslzoo.backbones import OWN

@@ -18,6 +18,7 @@ import os
 import pickle
 import platform
 import subprocess
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 import sslops
-from sslzoo import backbones
+from sslzoo import registry
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn")
 
@@ -188,11 +189,28 @@ def load_backbone(path):
             for name, value in state["method"].items()
             if name.startswith("backbone.")
         }
-    backbone = backbones.build(
-        about["backbone"], image_size=about["image_size"], channels=about["channels"]
-    )
+    backbone = build_backbone(about)
     backbone.load_state_dict(weights)
     return backbone.eval(), about
+
+
+def build_backbone(about):
+    """The encoder that `about` describes, with random weights."""
+    module = registry.method(about["method"])
+    sizes = dict(image_size=about["image_size"], channels=about["channels"])
+    return registry.build_backbone(module, about["backbone"], **sizes)
+
+
+def load_untrained(path):
+    """The encoder of a run folder as it was before training, and what it expects."""
+    about = load_backbone(path)[1]
+    options = load_options(path)
+    module = registry.method(about["method"])
+    torch.manual_seed(options["seed"])
+    backbone = build_backbone(about)
+    config = module.Config(**{f.name: options[f.name] for f in fields(module.Config)})
+    method = registry.method_class(module)(backbone, config)
+    return method.backbone.eval(), about
 
 
 def _load_safetensors(file):

@@ -12,14 +12,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sslzoo import backbones, optimizers, registry
-from sslzoo.data import ImageData, open_data
-from sslzoo.loader import ViewLoader, channel_statistics
+from sslzoo import backbones, data_kinds, optimizers, registry
+from sslzoo.data import ImageData
+from sslzoo.loader import ViewLoader
 from sslzoo.meters import Meters
 from sslzoo.progress import Report
 from sslzoo.run_folder import RunFolder, RunFolderError, free_path, plain
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine
 from sslzoo.stop_requests import stop_requests
+from sslzoo.survey import survey, view_statistics
 from sslzoo.training_config import TrainingConfig
 from sslzoo.watch import Watch
 
@@ -83,22 +84,24 @@ def set_up(name, method_config, config, console=None):
         ValueError: an option, or the data (DataError), is not usable.
     """
     module = registry.method(name)
+    kind = data_kinds.KINDS[getattr(module, "DATA", "image")]
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         gradient_accumulation_steps=config.accumulate,
     )
     with accelerator.local_main_process_first():  # one process downloads, the others find it
-        data = open_data(config.data, download=config.download)
+        data = kind.open(config.data, download=config.download)
     reasons = []
     if hasattr(module, "adapt"):
         batch = config.batch_size * config.accumulate
         method_config, reasons = module.adapt(method_config, batch, len(data))
-    mean, std = channel_statistics(data)
+    mean, std = view_statistics(module, data)
     views = [replace(view, mean=mean, std=std)
              for view in module.views(method_config, config.image_size)]  # fmt: skip
-    loader = make_loader(data, views, config, accelerator)
+    loader = make_loader(kind, data, views, config, accelerator)
     method = make_method(module, method_config, config, data.channels, accelerator)
+    survey(method, data, config.image_size, mean, std, accelerator.device)
     about = {
         "method": name,
         "data": config.data,
@@ -114,9 +117,9 @@ def set_up(name, method_config, config, console=None):
     return Setup(config, options, accelerator, data, method, loader, about, run, report, reasons)
 
 
-def make_loader(data, views, config, accelerator):
+def make_loader(kind, data, views, config, accelerator):
     """The batches of this process."""
-    loader = ViewLoader(
+    loader = kind.loader(
         data,
         views,
         batch_size=config.batch_size,
@@ -135,7 +138,8 @@ def make_loader(data, views, config, accelerator):
 def make_method(module, method_config, config, channels, accelerator):
     """The method with random weights, the same in every process."""
     torch.manual_seed(config.seed)
-    backbone = backbones.build(config.backbone, image_size=config.image_size, channels=channels)
+    sizes = dict(image_size=config.image_size, channels=channels)
+    backbone = registry.build_backbone(module, config.backbone, **sizes)
     method = registry.method_class(module)(backbone, method_config)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Statistics of one process would tell the network which views belong together.
@@ -366,7 +370,7 @@ class Trainer:
         rule = {"linear": f" x {batch} / 256", "sqrt": f" x sqrt({batch} / 256)", "none": ""}
         millions = backbones.count_parameters(self.method.backbone) / 1e6
         lines = (
-            f"{self.setup.about['method']} on {len(data)} images of {data.name}; "
+            f"{self.setup.about['method']} on {data.description}; "
             f"{config.backbone} of {millions:.2f} M parameters; {self.setup.device} x "
             f"{self.accelerator.num_processes}, {config.precision}",
             f"batch {batch} = {config.batch_size} x {config.accumulate} accumulated; "

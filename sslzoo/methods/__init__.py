@@ -18,7 +18,15 @@ adapt       adapt(config, batch, images) -> (config, reasons): values that follo
             optimizer step and the number of images, and a line in words for each; a value that
             the user gave stays
 
+IS_NORMALISED   False where views, and the backbone's images, are RGB from 0 to 1 as they are
+build_backbone  build_backbone(name, image_size=, channels=): instead of sslzoo.backbones.build
+
 and in the nn.Module
+
+    normalisation             (mean, std) of the views, one value for each channel: set from outside
+    survey(batches)           called once before training; batches: an iterator of evaluation
+                              views [B, C, S, S] of up to 10,000 training images, normalised as
+                              the views are. For constants of the data, kept in buffers
 
     meters(outputs)           a dict of 0-d tensors from what forward returned; called without
                               gradient at log steps only, so it may cost something
