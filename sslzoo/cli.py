@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, pretrain, evaluate, demo.
+"""The command `sslzoo`: list, pretrain, evaluate, propagate, demo.
 
 Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C.
 Everything heavy is imported by the command that needs it, so that help comes at once.
@@ -15,7 +15,8 @@ usage: sslzoo COMMAND ...
 
   list [methods|backbones|data|evaluators|recipes]   what there is
   pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
-  evaluate knn|linear RUN_OR_CHECKPOINT ...          judge the frozen features of a run
+  evaluate knn|linear|tracking RUN_OR_CHECKPOINT ... judge the frozen features of a run
+  propagate CHECKPOINT --video PATH --mask PNG ...   carry a mask through a video
   demo                                               SimCLR on handwritten digits, in 3 minutes
 
 `sslzoo COMMAND --help` shows the options, each with its unit and default.
@@ -78,7 +79,10 @@ def list_command(argv):
     kinds = {
         "methods": (registry.methods, ""),
         "backbones": (registry.backbones, "and every model of timm"),
-        "data": (registry.data_sets, "and paths: image folders, Parquet files"),
+        "data": (
+            registry.data_sets,
+            "and paths: folders of images, videos or frames, Parquet files",
+        ),
         "evaluators": (registry.evaluators, ""),
         "recipes": (registry.recipes, ""),
     }
@@ -121,7 +125,7 @@ def pretrain(chosen):
 def evaluate_command(argv):
     """Judge the frozen features of a run."""
     if argv in ([], ["-h"], ["--help"]):
-        print("usage: sslzoo evaluate knn|linear RUN_OR_CHECKPOINT [options]")
+        print("usage: sslzoo evaluate knn|linear|tracking RUN_OR_CHECKPOINT [options]")
         return 0
     from sslzoo import evaluate, options
 
@@ -129,6 +133,20 @@ def evaluate_command(argv):
         name, path, config = options.parse_evaluate(argv)
     for metric, value, std in evaluate.evaluate(name, path, config):
         print(f"{metric}: {evaluate.percent(value, std)}")
+    return 0
+
+
+def propagate_command(argv):
+    """Carry a mask through a video by the features of an encoder."""
+    from sslzoo import options
+
+    if not argv:
+        argv = ["--help"]
+    with options_checked():
+        path, config = options.parse_propagate(argv)
+    from sslzoo.track import propagate
+
+    print(f"written to {propagate(path, config)}")
     return 0
 
 
@@ -146,6 +164,7 @@ COMMANDS = {
     "list": list_command,
     "pretrain": pretrain_command,
     "evaluate": evaluate_command,
+    "propagate": propagate_command,
     "demo": demo_command,
 }
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,8 @@ from accelerate import PartialState
 from sslzoo.data import DataError, open_data
 from sslzoo.evaluation import extract, few_labels_probe, knn_accuracy, linear_probe, sgd_probe
 from sslzoo.run_folder import load_backbone
+from sslzoo.track import track
+from sslzoo.tracking_config import TrackingConfig
 
 
 @dataclass
@@ -69,44 +72,55 @@ def linear(config, sets):
     ]
 
 
-EVALUATORS = {"knn": (KNNConfig, knn), "linear": (LinearConfig, linear)}
+EVALUATORS = {
+    "knn": (KNNConfig, knn),
+    "linear": (LinearConfig, linear),
+    "tracking": (TrackingConfig, None),  # which has no classes: see sslzoo.track
+}
 
 
 def evaluate(name, path, config):
     """Judge a run and add the result to its evaluations.jsonl.
 
     Args:
-        name: "knn" or "linear".
+        name: "knn", "linear" or "tracking".
         path: a run folder, its backbone.safetensors or its checkpoint.pt.
-        config: KNNConfig or LinearConfig.
+        config: KNNConfig, LinearConfig or TrackingConfig.
 
     Returns:
         Rows of (metric, value from 0 to 1, standard deviation or None).
     """
-    backbone, about = load_backbone(path)
-    device = PartialState(cpu=config.device == "cpu").device
-    backbone.to(device)
-    spec = config.data or about["data"]
-    view = about["image_size"], about["mean"], about["std"]
-    sets = []
-    for split in ("train", "test"):
-        data = open_data(spec, split, download=config.download)
-        if data.channels != about["channels"]:
-            raise DataError(f"{data.name} has {data.channels} channels; this backbone takes "
-                             f"{about['channels']}")  # fmt: skip
-        sets += extract(backbone, data, *view, device=device)
-    rows = EVALUATORS[name][1](config, sets)
+    judge = track if name == "tracking" else partial(classify, name)
+    rows, features = judge(path, config)
     if Path(path).is_dir():
         names = ("metric", "value", "std")
         record = {
             "protocol": name,
-            "options": {**asdict(config), "data": spec},
-            "features": f"output of {about['backbone']} at {about['image_size']} pixels",
+            "options": asdict(config),
+            "features": features,
             "results": [dict(zip(names, row, strict=True)) for row in rows],
         }
         with Path(path, "evaluations.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
     return rows
+
+
+def classify(name, path, config):
+    """(rows of metrics of a classifier on frozen features, the features in words)."""
+    backbone, about = load_backbone(path)
+    device = PartialState(cpu=config.device == "cpu").device
+    backbone.to(device)
+    config.data = config.data or about["data"]
+    view = about["image_size"], about["mean"], about["std"]
+    sets = []
+    for split in ("train", "test"):
+        data = open_data(config.data, split, download=config.download)
+        if data.channels != about["channels"]:
+            raise DataError(f"{data.name} has {data.channels} channels; this backbone takes "
+                             f"{about['channels']}")  # fmt: skip
+        sets += extract(backbone, data, *view, device=device)
+    features = f"output of {about['backbone']} at {about['image_size']} pixels"
+    return EVALUATORS[name][1](config, sets), features
 
 
 def percent(value, std=None):

@@ -186,8 +186,7 @@ class MadeByWorkers:
                 raise DataError(fault)
             crops = [c.to(loader.device, non_blocking=True) for c in crops]
             views = [
-                self.finish(c, s, p)
-                for c, s, p in zip(crops, loader.specs, drawn, strict=True)
+                self.finish(c, s, p) for c, s, p in zip(crops, loader.specs, drawn, strict=True)
             ]
             yield loader.batch(views, indices)
 

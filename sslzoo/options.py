@@ -143,14 +143,23 @@ def parse_evaluate(argv):
     name, *words = argv
     if name not in EVALUATORS:
         raise registry.UnknownName("evaluator", name, list(EVALUATORS))
-    cls = EVALUATORS[name][0]
-    parser = ArgumentParser(
-        prog=f"sslzoo evaluate {name}", description=cls.__doc__, exit_on_error=False
-    )
+    return name, *parse_judged(f"sslzoo evaluate {name}", EVALUATORS[name][0], words)
+
+
+def parse_propagate(argv):
+    """(run, checkpoint or encoder, its options) from a command line."""
+    from sslzoo.tracking_config import PropagateConfig
+
+    return parse_judged("sslzoo propagate", PropagateConfig, argv)
+
+
+def parse_judged(prog, cls, words):
+    """(what is judged, its options) from the words after a command."""
+    parser = ArgumentParser(prog=prog, description=cls.__doc__, exit_on_error=False)
     parser.add_argument("run", help="run folder, backbone.safetensors or checkpoint.pt")
     parser.add_class_arguments(cls)
     values = parse(parser, words)
-    return name, values["run"], cls(**{f.name: values[f.name] for f in fields(cls)})
+    return values["run"], cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
 def parse(parser, words):

@@ -12,6 +12,7 @@ from pathlib import Path
 EVALUATORS = {
     "knn": "k-nearest-neighbour accuracy of the frozen features",
     "linear": "accuracy of a linear classifier on the frozen features",
+    "tracking": "masks and keypoints tracked through videos by the frozen features: J, F, PCK",
 }
 
 

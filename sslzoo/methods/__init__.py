@@ -18,6 +18,7 @@ adapt       adapt(config, batch, images) -> (config, reasons): values that follo
             optimizer step and the number of images, and a line in words for each; a value that
             the user gave stays
 
+DATA            a kind of sslzoo.data_kinds, such as "video"; without it, images
 IS_NORMALISED   False where views, and the backbone's images, are RGB from 0 to 1 as they are
 build_backbone  build_backbone(name, image_size=, channels=): instead of sslzoo.backbones.build
 
@@ -41,4 +42,6 @@ and in the nn.Module
     pictures(views)           {name: uint8 [3, H, W] on the CPU}, for people to look at; called
                               without gradient and in evaluation mode, at the end of a run and
                               every `pictures_every` epochs; saved as pictures/NAME_EPOCH.png
+    embed_video(frames)       an iterator of embeddings [D, h, w] from one of RGB frames [3, H, W]
+                              from 0 to 1: what masks and keypoints are tracked by
 """

@@ -7,6 +7,7 @@ reference frames, c colours, A attention from target to reference cells.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +117,7 @@ class VideoColorization(nn.Module):
     def __init__(self, backbone, config):
         super().__init__()
         self.backbone, self.config = backbone, config
-        self.embedding = embedding(map_channels(backbone), config.conv3d_layers)
+        self.embedding = embedding(backbone.num_features, config.conv3d_layers)
         # Until `survey` has seen the data: a square grid of the middle colours.
         line = torch.linspace(-60, 60, math.ceil(config.colors**0.5))
         self.register_buffer("centroids", torch.cartesian_prod(line, line)[: config.colors])
@@ -141,6 +142,14 @@ class VideoColorization(nn.Module):
     def embed(self, clips):
         """Embeddings [B, F, D, h, w] of clips [B, F, 3, H, W], RGB from 0 to 1."""
         return self.embed_with_features(clips)[0]
+
+    def embed_video(self, frames):
+        """Embeddings [D, h, w] of a video's frames, one by one; frames: an iterator, [3, H, W]."""
+        if self.config.conv3d_layers:
+            yield from self.embed(torch.stack(list(frames))[None])[0]
+        else:
+            for frame in frames:
+                yield self.embed(frame[None, None])[0, 0]
 
     def embed_with_features(self, clips):
         """Embeddings, and the backbone's features of every frame, [B F, d]."""
@@ -233,11 +242,6 @@ def split(x):
     return x[:, -1].contiguous(), x[:, :-1].flatten(1, 2).contiguous()
 
 
-def map_channels(backbone):
-    """Channels of the backbone's last map: those of its features, unless it has more of its own."""
-    return backbone.num_features
-
-
 def embedding(channels, conv3d_layers):
     """The layers from maps [B, F, C, h, w] to embeddings [B, F, 64, h, w]."""
     if conv3d_layers:
@@ -267,7 +271,7 @@ class Conv3dNetwork(nn.Module):
         widths = [channels + 2, *[CONV3D_FEATURES] * (layers - 1)]
         hidden = [
             nn.Sequential(nn.Conv3d(c, d, 3, padding=1, bias=False), nn.BatchNorm3d(d), nn.ReLU())
-            for c, d in zip(widths[:-1], widths[1:], strict=True)
+            for c, d in pairwise(widths)
         ]
         last = nn.Conv3d(widths[-1], EMBEDDING_FEATURES, 3, padding=1)
         nn.init.normal_(last.weight, std=0.001)
