@@ -1,4 +1,4 @@
-"""The command `sslzoo`: list, pretrain, evaluate, import, export, demo.
+"""The command `sslzoo`: list, pretrain, evaluate, propagate, import, export, demo.
 
 Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C.
 Everything heavy is imported by the command that needs it, so that help comes at once.
@@ -16,6 +16,7 @@ usage: sslzoo COMMAND ...
   list [methods|backbones|data|evaluators|recipes]   what there is
   pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
   evaluate PROTOCOL|all BACKBONE ...                 judge a run, a checkpoint or a model of timm
+  propagate CHECKPOINT --video PATH --mask PNG ...   carry a mask through a video
   import FILE --out FOLDER                           official weights to a backbone of ours
   export RUN --to LAYOUT --out PATH                  a backbone for timm, torchvision and others
   demo                                               SimCLR on handwritten digits, in 3 minutes
@@ -81,7 +82,10 @@ def list_command(argv):
     kinds = {
         "methods": (registry.methods, ""),
         "backbones": (registry.backbones, "and every model of timm"),
-        "data": (registry.data_sets, "and paths: image folders, Parquet files"),
+        "data": (
+            registry.data_sets,
+            "and paths: folders of images, videos or frames, Parquet files",
+        ),
         "evaluators": (registry.evaluators, ""),
         "recipes": (registry.recipes, ""),
     }
@@ -174,6 +178,20 @@ def export_command(argv):
     return 0
 
 
+def propagate_command(argv):
+    """Carry a mask through a video by the features of an encoder."""
+    from sslzoo import options
+
+    if not argv:
+        argv = ["--help"]
+    with options_checked():
+        path, config = options.parse_propagate(argv)
+    from sslzoo.track import propagate
+
+    print(f"written to {propagate(path, config)}")
+    return 0
+
+
 def demo_command(argv):
     """SimCLR on handwritten digits, and the table of what it is good for."""
     from sslzoo import demo, options
@@ -188,6 +206,7 @@ COMMANDS = {
     "list": list_command,
     "pretrain": pretrain_command,
     "evaluate": evaluate_command,
+    "propagate": propagate_command,
     "import": import_command,
     "export": export_command,
     "demo": demo_command,

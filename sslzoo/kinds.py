@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from sslzoo import backbones
+from sslzoo.clips import ClipLoader
 from sslzoo.data import open_data
 from sslzoo.data.audio import open_audio
+from sslzoo.data.video import open_videos
 from sslzoo.evaluation.audio import LogMel, extract_audio, wave_statistics
 from sslzoo.evaluation.features import extract
 from sslzoo.loader import ViewLoader, channel_statistics
@@ -32,6 +34,7 @@ class Kind(NamedTuple):
 KINDS = {
     "images": Kind("images", open_data, ViewLoader, channel_statistics, extract, nn.Flatten),
     "audio": Kind("sounds", open_audio, WaveLoader, wave_statistics, extract_audio, LogMel),
+    "video": Kind("frames", open_videos, ClipLoader, channel_statistics, extract, nn.Flatten),
 }
 
 

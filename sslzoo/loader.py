@@ -53,6 +53,8 @@ class ViewLoader:
         (5, 2, (256, 1, 16, 16))
     """
 
+    things = "images"
+
     def __init__(self, data, specs, *, batch_size, seed=0, device="cpu", workers=0, rank=0,
                  world_size=1, drop_last=True):  # fmt: skip
         if not batch_size > 0 or batch_size % world_size:
@@ -60,9 +62,10 @@ class ViewLoader:
                 f"batch_size must be a positive multiple of the {world_size} processes; "
                 f"got {batch_size}"
             )
-        if drop_last and batch_size > len(data):
+        self.data, self.specs, self.seed = data, list(specs), seed
+        if drop_last and batch_size > self.samples:
             raise DataError(
-                f"batch_size {batch_size} exceeds the {len(data)} images of {data.name}"
+                f"batch_size {batch_size} exceeds the {self.samples} {self.things} of {data.name}"
             )
         for spec in specs:
             if not len(spec.mean) == len(spec.std) == data.channels:
@@ -70,19 +73,24 @@ class ViewLoader:
                     f"mean and std must have {data.channels} values for {data.name}; "
                     f"got {spec.mean} and {spec.std}"
                 )
-        self.data, self.specs, self.seed = data, list(specs), seed
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.device = torch.device(device)
-        self.steps_per_epoch, rest = divmod(len(data), batch_size)
+        self.steps_per_epoch, rest = divmod(self.samples, batch_size)
         self.steps_per_epoch += not drop_last and rest >= world_size
         self.wait_seconds = 0.0
         self.labels = None if data.labels is None else data.labels.to(self.device)
-        self._make = self.maker(workers)
+        self._make = self.make(workers)
 
-    def maker(self, workers):
-        """What makes the batches of an epoch: (epoch, first step) -> iterator."""
+    @property
+    def samples(self):
+        """Samples in an epoch."""
+        return len(self.data)
+
+    def make(self, workers):
+        """(epoch, first step) -> batches."""
         if self.data.images is None or self._shrinks_on_cpu():
-            return _MadeByWorkers(self, workers)
+            crops = _Crops(self.data, self.specs, self.seed)
+            return MadeByWorkers(self, workers, crops, apply_cropped_views)
         return _MadeOnDevice(self)
 
     def _shrinks_on_cpu(self):
@@ -104,7 +112,7 @@ class ViewLoader:
 
     def order(self, epoch):
         """int64 [N]: the sample numbers of an epoch in their order."""
-        return np.argsort(stream_keys(self.seed, epoch, -1, np.arange(len(self.data))))
+        return np.argsort(stream_keys(self.seed, epoch, -1, np.arange(self.samples)))
 
     def shares(self, epoch, first_step):
         """This process's sample numbers, step by step."""
@@ -143,14 +151,22 @@ class _MadeOnDevice:
             yield loader.batch(views, indices)
 
 
-class _MadeByWorkers:
-    """Batches of images decoded one by one: workers decode and crop, the device does the rest."""
+class MadeByWorkers:
+    """Batches of samples decoded one by one: workers decode and crop, the device does the rest.
 
-    def __init__(self, loader, workers):
-        self.loader = loader
+    Args:
+        loader: ViewLoader.
+        workers: their number; 0 decodes in this process.
+        crops: (epoch, sample numbers) -> crops of every view, their parameters, and what went
+            wrong in words or None.
+        finish: (crops, spec, parameters) -> one view on the loader's device.
+    """
+
+    def __init__(self, loader, workers, crops, finish):
+        self.loader, self.finish = loader, finish
         self.plan = _Plan()
         self.batches = DataLoader(
-            _Crops(loader.data, loader.specs, loader.seed),
+            crops,
             sampler=self.plan,
             batch_size=None,
             num_workers=workers,
@@ -170,8 +186,7 @@ class _MadeByWorkers:
                 raise DataError(fault)
             crops = [c.to(loader.device, non_blocking=True) for c in crops]
             views = [
-                apply_cropped_views(c, s, p)
-                for c, s, p in zip(crops, loader.specs, drawn, strict=True)
+                self.finish(c, s, p) for c, s, p in zip(crops, loader.specs, drawn, strict=True)
             ]
             yield loader.batch(views, indices)
 

@@ -183,6 +183,22 @@ def parse_export(argv):
     return parse(parser, argv)
 
 
+def parse_propagate(argv):
+    """(run, checkpoint or encoder, its options) from a command line."""
+    from sslzoo.tracking_config import PropagateConfig
+
+    parser = ArgumentParser(
+        prog="sslzoo propagate", description=PropagateConfig.__doc__, exit_on_error=False
+    )
+    parser.add_argument(
+        "run", help="run folder, backbone.safetensors, checkpoint.pt or a name of timm"
+    )
+    parser.add_class_arguments(PropagateConfig)
+    values = parse(parser, argv)
+    config = PropagateConfig(**{f.name: values[f.name] for f in fields(PropagateConfig)})
+    return values["run"], config
+
+
 def parse(parser, words):
     """Parse; errors name options as they are typed, and the nearest one where one is unknown."""
     switches = {f"--{a.dest}" for a in parser._actions if getattr(a, "_typehint", None) is bool}

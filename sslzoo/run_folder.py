@@ -205,6 +205,31 @@ def build_backbone(about):
     return registry.build_backbone(module, about["backbone"], **options)
 
 
+def load_method(path, *, trained=True):
+    """The method of a run that embeds videos itself, in eval mode; None where there is none.
+
+    Args:
+        path: a run folder or its checkpoint.pt.
+        trained: False draws the weights as before the run's first step.
+    """
+    file = Path(path)
+    file = file / "checkpoint.pt" if file.is_dir() else file
+    if file.suffix != ".pt" or not file.is_file():
+        return None
+    state = _load_checkpoint(file)
+    module = registry.method(state["about"]["method"])
+    if not hasattr(registry.method_class(module), "embed_video"):
+        return None
+    options = state["options"]
+    torch.manual_seed(options["seed"])
+    backbone = build_backbone(state["about"])
+    config = module.Config(**{f.name: options[f.name] for f in fields(module.Config)})
+    method = registry.method_class(module)(backbone, config)
+    if trained:
+        method.load_state_dict(state["method"])
+    return method.eval()
+
+
 def load_untrained(path):
     """The encoder of a run folder as it was before training, and what it expects."""
     about = load_backbone(path)[1]

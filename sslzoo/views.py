@@ -133,7 +133,7 @@ def draw_parameters(spec, seed, epoch, indices, view, height, width):
     """
     uniform = Uniform(stream_keys(seed, epoch, view, np.asarray(indices)))
     parameters = {
-        "crop": _crops(spec, uniform, height, width),
+        "crop": draw_boxes(spec, uniform, height, width),
         "flip": uniform() < spec.flip,
         "affine": _affine(spec, uniform),
         **_colours(spec, uniform),
@@ -150,7 +150,7 @@ def _tensor(value):
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _crops(spec, uniform, height, width):
+def draw_boxes(spec, uniform, height, width):
     """Boxes as torchvision's RandomResizedCrop draws them: ten attempts, else a centre crop."""
     B = len(uniform.keys)
     height, width = (

@@ -58,7 +58,7 @@ class WaveLoader(ViewLoader):
             if not self.steps_per_epoch:
                 raise ValueError(f"no group of {data.name} has the {batch_size} sounds of a batch")
 
-    def maker(self, workers):
+    def make(self, workers):
         return self.make_windows
 
     def order(self, epoch):

@@ -14,7 +14,7 @@ PACKAGES = ["sslops"] + (["sslzoo"] if importlib.util.find_spec("sslzoo") else [
 # What may be missing on a machine: each excuses the modules that need it.
 OPTIONAL = {
     *("triton", "sslops._C", "torchvision", "timm", "accelerate", "sklearn", "torchmetrics"),
-    *("matplotlib", "safetensors", "pyarrow", "jsonargparse", "rich", "tensorboard"),
+    *("matplotlib", "safetensors", "pyarrow", "jsonargparse", "rich", "tensorboard", "av", "scipy"),
 }
 
 

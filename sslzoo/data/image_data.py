@@ -48,6 +48,11 @@ class ImageData:
     def __len__(self):
         return len(self.source if self.images is None else self.images)
 
+    @property
+    def description(self):
+        """How much of what, in words."""
+        return f"{len(self)} images of {self.name}"
+
     def load(self, index):
         """Image `index` as uint8 [C, H, W]."""
         return self.source.read(int(index)) if self.images is None else self.images[index]

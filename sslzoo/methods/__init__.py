@@ -28,6 +28,8 @@ backbone_options  backbone_options(config, name) -> further options of sslzoo.ba
 and in the nn.Module
 
     sync_batch_norm = False   several processes keep batch norms of their own; else they share one
+    embed_video(frames)       an iterator of embeddings [D, h, w] from one of RGB frames [3, H, W]
+                              from 0 to 1: what masks and keypoints are tracked by
     survey(batches)           called once before training; batches: an iterator of evaluation
                               views [B, C, S, S] of up to 10,000 training images, normalised as
                               the views are. For constants of the data, kept in buffers
