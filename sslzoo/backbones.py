@@ -19,6 +19,7 @@ from torch import nn
 from sslzoo.grid_encoders import PatchGridEncoder
 from sslzoo.networks import (
     ConvNet,
+    MapNet,
     convnet4,
     dcgan_encoder,
     nin,
@@ -263,7 +264,7 @@ def stages(model):
         return {"maxpool": stem} | {f"layer{i}": getattr(model, f"layer{i}") for i in range(1, 5)}
     if isinstance(model, Staged):
         return dict(model.named_children())
-    if isinstance(model, ConvNet):
+    if isinstance(model, MapNet):
         return {f"blocks.{i}": block for i, block in enumerate(model.blocks)}
     raise ValueError(
         f"{type(model).__name__} has no known stages; a ResNet, convnet4 or one of "
