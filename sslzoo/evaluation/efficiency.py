@@ -81,11 +81,13 @@ def _nvidia_joules(device):
     except OSError:
         return None
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
-    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-    calls = (lambda: nvml.nvmlInit_v2(),
-             lambda: nvml.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)),
-             lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)))  # fmt: skip
-    return millijoules.value / 1000 if all(call() == 0 for call in calls) else None
+    handle, used = ctypes.c_void_p(), ctypes.c_ulonglong()  # used in millijoules
+    failed = (
+        nvml.nvmlInit_v2()
+        or nvml.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle))
+        or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(used))
+    )
+    return None if failed else used.value / 1000
 
 
 def training_hours(run):

@@ -97,8 +97,8 @@ def shift(images, kind, seed=0):
     generator = np.random.default_rng((seed, SHIFTS.index(kind)))
     draws = generator.uniform(-1, 1, (len(images), 2))
     S = images.shape[-1]
-    return torch.stack([_moved(image, kind, draw, S) for image, draw in zip(images, draws,
-                                                                           strict=True)])  # fmt: skip
+    pairs = zip(images, draws, strict=True)
+    return torch.stack([_moved(image, kind, draw, S) for image, draw in pairs])
 
 
 def _moved(image, kind, draw, S):

@@ -1,4 +1,4 @@
-"""Heads for boxes and masks on an encoder's map: torchvision's, trained on a frozen or tuned one."""
+"""Heads for boxes and masks on an encoder's map: torchvision's, with the encoder or alone."""
 
 import numpy as np
 import torch
@@ -91,8 +91,8 @@ def train_detector(model, data, *, steps, batch_size, lr, seed, device, workers=
 
     def loss_of(images, targets):
         images = [image.to(device).float() / 255 for image in images]
-        targets = [{"boxes": t.boxes[~t.ignored].to(device), "labels": t.labels[~t.ignored].to(device)}
-                   for t in targets]  # fmt: skip
+        kept = [(t.boxes[~t.ignored], t.labels[~t.ignored]) for t in targets]
+        targets = [{"boxes": b.to(device), "labels": c.to(device)} for b, c in kept]
         return sum(model(images, targets).values())
 
     drops = (0.75 * steps, 11 / 12 * steps)
@@ -176,8 +176,9 @@ def average_precision(model, data, device):
         for metric in (coco, voc):
             metric.update([found], [truth])
     values = coco.compute()
-    return {"AP": values["map"].item(), "AP50": values["map_50"].item(),
-            "AP75": values["map_75"].item(), "AP50 (VOC07, 11 points)": voc.compute()["map"].item()}  # fmt: skip
+    names = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
+    found = {name: values[key].item() for name, key in names.items()}
+    return found | {"AP50 (VOC07, 11 points)": voc.compute()["map"].item()}
 
 
 @torch.no_grad()

@@ -67,8 +67,8 @@ def evaluate(subject, config):
     pictures = {}
     if config.pictured:
         pictures["maps"] = draw(subject, config, views, subject.picture("attention.png"))
-    details = {"maps": kind, "mass": config.mass,
-               "jaccard_by_head": scores.mean(0).tolist() if scores is not None else None}  # fmt: skip
+    by_head = None if scores is None else scores.mean(0).tolist()
+    details = {"maps": kind, "mass": config.mass, "jaccard_by_head": by_head}
     return Result(rows, pictures, details)
 
 

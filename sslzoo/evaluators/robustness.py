@@ -140,10 +140,10 @@ def corrupted(views, kind, severity, seed, textures):
 def corruption_rows(models, count):
     """Error rates, and those of each kind in units of the untrained encoder."""
     ours = models["trained"]
+    means = {kind: float(np.mean(values)) for kind, values in ours.errors.items()}
     rows = [Row("clean error", ours.clean, count=count),
-            Row("mean error under corruption", float(np.mean([*ours.errors.values()])))]  # fmt: skip
-    rows += [Row(f"{kind}, mean error", float(np.mean(values)))
-             for kind, values in ours.errors.items()]  # fmt: skip
+            Row("mean error under corruption", float(np.mean([*means.values()])))]  # fmt: skip
+    rows += [Row(f"{kind}, mean error", value) for kind, value in means.items()]
     if "untrained" in models:
         unit = models["untrained"]
         both = ours.errors, unit.errors
