@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.transforms.v2 import InterpolationMode
@@ -15,7 +16,10 @@ from sslzoo.backbones import dense_features
 from sslzoo.data import DataError
 from sslzoo.data.annotated import IGNORED
 
-NECK = 256  # channels of the map that the detector sees
+NECK = 128  # channels of the map that the detector sees
+BOXES = 128  # of an image that a step learns from
+PROPOSALS = 300  # of an image that are looked at
+HIDDEN = 1024  # width of the layers that look at a box
 ANCHORS = (0.04, 0.08, 0.16, 0.32, 0.64)  # of the image's side
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 CLIP = 10.0  # norm of the gradient: a box's first errors can be large
@@ -50,7 +54,7 @@ class MapEncoder(nn.Module):
 
 
 def detector(encoder, classes, size, mean, std):
-    """Faster R-CNN on one map, brought to 256 channels; images are stretched to a square.
+    """torchvision's Faster R-CNN on one map, brought to 128 channels; images are stretched to a square.
 
     Args:
         encoder: MapEncoder.
@@ -60,8 +64,11 @@ def detector(encoder, classes, size, mean, std):
     body.out_channels = NECK
     sides = tuple(max(1, round(share * size)) for share in ANCHORS)
     anchors = AnchorGenerator((sides,), ((0.5, 1.0, 2.0),))
-    return FasterRCNN(body, classes + 1, rpn_anchor_generator=anchors, image_mean=list(mean),
-                      image_std=list(std), fixed_size=(size, size), size_divisible=1)  # fmt: skip
+    return FasterRCNN(body, rpn_anchor_generator=anchors, image_mean=list(mean),
+                      image_std=list(std), fixed_size=(size, size), size_divisible=1,
+                      rpn_post_nms_top_n_train=PROPOSALS, rpn_post_nms_top_n_test=PROPOSALS,
+                      box_batch_size_per_image=BOXES, box_head=TwoMLPHead(NECK * 7 * 7, HIDDEN),
+                      box_predictor=FastRCNNPredictor(HIDDEN, classes + 1))  # fmt: skip
 
 
 class Segmenter(nn.Module):

@@ -147,9 +147,11 @@ def corruption_rows(models, count):
     if "untrained" in models:
         unit = models["untrained"]
         both = ours.errors, unit.errors
-        rows.append(Row("mCE (untrained encoder = 100 %)", mean_corruption_error(*both)))
-        relative = mean_corruption_error(*both, ours.clean, unit.clean)
-        rows.append(Row("relative mCE (untrained encoder = 100 %)", relative))
+        found = {"mCE": mean_corruption_error(*both),
+                 "relative mCE": mean_corruption_error(*both, ours.clean, unit.clean)}  # fmt: skip
+        # Where the untrained encoder loses nothing there is no unit to count in.
+        rows += [Row(f"{name} (untrained encoder = 100 %)", value)
+                 for name, value in found.items() if np.isfinite(value)]  # fmt: skip
     return rows
 
 

@@ -12,8 +12,8 @@ from sslzoo.data import DataError
 from sslzoo.evaluation import knn_accuracy, linear_probe
 from sslzoo.evaluation.clustering import agreement, cluster, matched_accuracy
 from sslzoo.evaluation.retrieval import draw_neighbours, nearest, recall_at, sprite
-from sslzoo.evaluators.embedding import features_rows, map_rows, plane_accuracy
 from sslzoo.evaluators.embedding import Config as EmbeddingConfig
+from sslzoo.evaluators.embedding import features_rows, map_rows, plane_accuracy
 
 
 def test_nmi_and_ari_equal_scikit_learns():
@@ -76,11 +76,10 @@ def test_the_protocol_clusters_each_split(judge):
 def test_every_number_falls_with_the_noise_of_oracle_features():
     generator = torch.Generator().manual_seed(0)
     y, v = torch.arange(5).repeat(40), torch.arange(5).repeat(20)
-    sets = torch.eye(5), torch.randn(200, 5, generator=generator), torch.randn(100, 5,
-                                                                              generator=generator)  # fmt: skip
+    noises = [torch.randn(count, 5, generator=generator) for count in (200, 100)]
     rows = []
     for noise in (0.0, 0.4, 0.8, 3.0):
-        x, u = sets[0][y] + noise * sets[1], sets[0][v] + noise * sets[2]
+        x, u = torch.eye(5)[y] + noise * noises[0], torch.eye(5)[v] + noise * noises[1]
         found = agreement(cluster(u, 5, restarts=5), v)
         recall = recall_at(nearest(u, x, 1), v, y, (1,))[1]
         rows.append([knn_accuracy(x, y, u, v, k=20).top1[20], linear_probe(x, y, u, v).top1,

@@ -70,20 +70,20 @@ def test_severities_rise(kind):
     assert found == sorted(found) and found[4] > 1.2 * found[0], found
 
 
-@pytest.mark.parametrize("severity, std", enumerate((0.04, 0.06, 0.08, 0.09, 0.10), 1))
+@pytest.mark.parametrize("severity, std", [*enumerate((0.04, 0.06, 0.08, 0.09, 0.10), 1)])
 def test_gaussian_noise_has_the_deviation_of_the_benchmark(severity, std):
     y = corrupt(grey(128), "gaussian_noise", severity).double() / 255
     assert y.std().item() == pytest.approx(std, rel=0.03)
     assert y.mean().item() == pytest.approx(128 / 255, abs=0.005)
 
 
-@pytest.mark.parametrize("severity, photons", enumerate((500, 250, 100, 75, 50), 1))
+@pytest.mark.parametrize("severity, photons", [*enumerate((500, 250, 100, 75, 50), 1)])
 def test_shot_noise_has_the_variance_of_its_photons(severity, photons):
     y = corrupt(grey(128), "shot_noise", severity).double() / 255
     assert y.var().item() == pytest.approx(128 / 255 / photons, rel=0.06)
 
 
-@pytest.mark.parametrize("severity, share", enumerate((0.01, 0.02, 0.03, 0.05, 0.07), 1))
+@pytest.mark.parametrize("severity, share", [*enumerate((0.01, 0.02, 0.03, 0.05, 0.07), 1)])
 def test_impulse_noise_hits_its_share_half_white_half_black(severity, share):
     y = corrupt(grey(128, 128), "impulse_noise", severity)
     for value in (0, 255):
@@ -108,14 +108,14 @@ def test_blurs_keep_a_flat_image_and_the_mean_of_a_dot():
     for kind in ("gaussian_blur", "defocus_blur", "zoom_blur", "motion_blur", "glass_blur"):
         assert (corrupt(grey(100, 32), kind, 5).int() - 100).abs().max() <= 1, kind
     dot = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    dot[..., 14:18, 14:18] = 255
+    dot[..., 14:16, 14:16] = 255
     for kind in ("gaussian_blur", "defocus_blur", "motion_blur"):
         y = corrupt(dot, kind, 5).double()
         assert y.sum().item() == pytest.approx(dot.double().sum().item(), rel=0.05), kind
         assert y.max() < 255, kind
 
 
-def test_pixelate_at_half_the_size_would_be_a_mean_of_blocks():
+def test_pixelate_makes_neighbours_equal():
     x = photo(20, 1)
     y = corrupt(x, "pixelate", 5)  # 0.65 x 20 = 13 pixels, so neighbours become equal
     assert (y.diff(dim=-1) == 0).double().mean() > 1.5 * (x.diff(dim=-1) == 0).double().mean()

@@ -58,8 +58,8 @@ def coco(tmp_path):
     (root / "annotations").mkdir(parents=True)
     for split, numbers in (("train2017", range(4)), ("val2017", range(4, 6))):
         (root / split).mkdir()
-        content = {"images": [], "annotations": [],
-                   "categories": [{"id": 7, "name": "sky"}, {"id": 3, "name": "apple"}]}  # fmt: skip
+        categories = [{"id": 7, "name": "sky"}, {"id": 3, "name": "apple"}]
+        content = {"images": [], "annotations": [], "categories": categories}
         for number in numbers:
             image, _, name, (x0, y0, x1, y1) = scene(number)
             Image.fromarray(image).save(root / split / f"{number}.jpg")
@@ -95,7 +95,7 @@ def test_coco_gives_the_same_boxes_and_draws_polygons(coco):
     assert data.class_names == ["apple", "sky"]
     masks = open_annotated(coco, "train", "segmentation")
     for number in range(4):
-        _, mask, name, box = scene(number)
+        _, mask, _, box = scene(number)
         target = data[number][1]
         assert target.boxes.tolist() == [list(box)] and target.labels.item() == 1 + number % 2
         drawn = masks[number][1]
@@ -224,14 +224,21 @@ def test_segmentation_learns_the_coloured_rectangles(judge, make_subject, voc):
     assert judge("transfer", subject, **options)[0] == values
 
 
-def test_detection_learns_the_coloured_rectangles(judge, make_subject, voc):
+def small_heads(monkeypatch):
+    for name, value in (("NECK", 32), ("BOXES", 32), ("PROPOSALS", 50), ("HIDDEN", 64)):
+        monkeypatch.setattr(f"sslzoo.evaluation.transfer.{name}", value)
+
+
+def test_detection_learns_the_coloured_rectangles(judge, make_subject, voc, monkeypatch):
+    small_heads(monkeypatch)
     subject = subject_of(make_subject, voc, "convnet4", layers="blocks.1")
-    values, _ = judge("transfer", subject, task="detection", tuned=True, control=False, steps=60,
+    values, _ = judge("transfer", subject, task="detection", tuned=True, control=False, steps=100,
                       batch_size=4)  # fmt: skip
     assert values["AP50"] > 0.3 and {"AP", "AP75", "AP50 (VOC07, 11 points)"} < {*values}
 
 
-def test_a_transformer_serves_too(judge, make_subject, coco):
+def test_a_transformer_serves_too(judge, make_subject, coco, monkeypatch):
+    small_heads(monkeypatch)
     subject = subject_of(make_subject, coco, "vit_micro_p4")
     values, _ = judge("transfer", subject, head="fcn", steps=2, batch_size=2, control=False)
     assert 0 <= values["mIoU"] <= 1
