@@ -54,7 +54,7 @@ class MapEncoder(nn.Module):
 
 
 def detector(encoder, classes, size, mean, std):
-    """torchvision's Faster R-CNN on one map, brought to 128 channels; images are stretched to a square.
+    """torchvision's Faster R-CNN on one map of 128 channels; images are stretched to a square.
 
     Args:
         encoder: MapEncoder.
