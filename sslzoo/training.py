@@ -367,7 +367,7 @@ class Trainer:
         if state["data_fingerprint"] != self.setup.data.fingerprint():
             raise RunFolderError(f"{self.config.data} is not the data that the run began with")
         self.step = state["step"]
-        self.watch.knn_epoch = self.watch.test_epoch = self.epochs_at(self.step)
+        self.watch.probed_epoch = self.watch.test_epoch = self.epochs_at(self.step)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:

@@ -27,3 +27,30 @@ def one_thread():
     with threadpool_limits(1):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_subject(tmp_path):
+    """A function that makes a small Subject: convnet4 on a few handwritten digits."""
+    from sslzoo.evaluate import Common, Subject
+
+    def make(source="convnet4", **options):
+        defaults = dict(data="digits", channels=1, image_size=8, device="cpu", max_train=120,
+                        max_test=60, out=str(tmp_path / "out"))  # fmt: skip
+        return Subject(source, Common(**(defaults | options)))
+
+    return make
+
+
+@pytest.fixture
+def judge(make_subject):
+    """A function that runs a protocol on a small Subject; {metric: value} and the Result."""
+    from sslzoo import registry
+    from sslzoo.evaluate import evaluate
+
+    def run(name, subject=None, **options):
+        config = registry.evaluator(name).Config(**options)
+        result = evaluate(name, subject or make_subject(), config)
+        return {row.metric: row.value for row in result.rows}, result
+
+    return run
