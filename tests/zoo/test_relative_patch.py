@@ -198,10 +198,11 @@ def test_second_patches_of_other_images_tell_nothing():
 
 
 def test_the_position_probe_finds_places_in_features_and_none_in_noise():
+    torch.manual_seed(0)
     place = torch.randint(0, 20, (40, 9, 2))
-    noise = torch.randn(40, 9, 6)
+    noise = torch.randn(40, 9, 100)
     assert position_r2(torch.cat([place.float(), noise], -1), place) > 0.99
-    assert position_r2(noise, place) < 0.1
+    assert -0.05 < position_r2(noise, place) < 0.05  # also where features are many
 
 
 @pytest.mark.parametrize("options", [dict(gap=1), dict(grid=4)])
