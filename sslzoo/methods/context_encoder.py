@@ -19,9 +19,9 @@ from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from sslops.distributed import default_group, mean_over_ranks
-from sslzoo.drawing import image_rows
 from sslzoo.draws import Draws
 from sslzoo.normalisation import Normalisation
+from sslzoo.pictures import grid, to_uint8
 from sslzoo.views import ViewSpec
 
 BETAS = (0.5, 0.999)  # of both Adams; AdamW without weight decay is Adam
@@ -34,6 +34,7 @@ CANDIDATES = 16  # sets of blocks, of which the first with a fitting area is tak
 MOST_BLOCKS = 4
 BLOCK_SIDES = (0.2, 0.5)  # of the image's side
 SHARE = (0.2, 0.3)  # of the area that is removed
+PICTURED = 16
 
 
 @dataclass
@@ -169,8 +170,8 @@ class ContextEncoder(nn.Module):
         return self(views, step)
 
     def pictures(self, views):
-        """Four rows: what the encoder sees, G(x), the image with G(x) in its place, the image."""
-        x = views[0]
+        """Of each image: what the encoder sees, G(x), the image with G(x) in its place, itself."""
+        x = views[0][:PICTURED]
         _, hidden, weight = self.task(x, 0)
         _, G = self.paint(x, hidden)
         G, image = (G + 1) / 2, self.normalisation.pixels(x)
@@ -180,7 +181,7 @@ class ContextEncoder(nn.Module):
             weight = F.pad(weight, [inset] * 4)
         whole = torch.where(weight > 0, G, image)
         context = self.normalisation.pixels(x.masked_fill(hidden, 0))
-        return {"inpainting": image_rows(context, G, whole, image)}
+        return {"inpainting": grid([to_uint8(column) for column in (context, G, whole, image)])}
 
 
 def errors(G, y, removed):

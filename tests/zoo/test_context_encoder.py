@@ -137,6 +137,26 @@ def test_outside_training_the_discriminator_stays_as_it_is():
     assert all(map(torch.equal, before, model.discriminator.parameters()))
 
 
+def test_processes_average_the_gradients_of_their_discriminators(monkeypatch):
+    def learn(rows, mean):
+        monkeypatch.setattr(context_encoder, "default_group", lambda: "two processes")
+        monkeypatch.setattr(
+            context_encoder, "mean_over_ranks", lambda gradient, group: mean(gradient)
+        )
+        D = method(16).discriminator  # small enough to have no batch norm
+        D.learn(y[rows], G[rows])
+        return [p.detach() for p in D.parameters()]
+
+    y, G, sent = torch.rand(6, 3, 8, 8), torch.rand(6, 3, 8, 8), []
+    learn(slice(0, 3), lambda gradient: sent.append(gradient) or gradient)
+    of_two = learn(slice(3, 6), lambda gradient: (gradient + sent.pop(0)) / 2)
+    of_one = learn(slice(0, 6), lambda gradient: gradient)
+    start = method(16).discriminator.parameters()
+    for found, expected, p in zip(of_two, of_one, start, strict=True):
+        assert (expected - p).abs().mean() > 1e-4
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
 def test_the_losses_are_those_of_the_paper():
     options = dict(overlap=0, reconstruction_weight=0.9, discriminator_lr=0.0)
     model, x = method(**options), images(4)
