@@ -1,10 +1,10 @@
-"""The command `sslzoo`: list, pretrain, evaluate, propagate, import, export, doctor,
-demo.
+"""The command `sslzoo`: list, pretrain, evaluate, report, propagate, import, export, doctor, demo.
 
 Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C.
 Everything heavy is imported by the command that needs it, so that help comes at once.
 """
 
+import os
 import sys
 from argparse import ArgumentError
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ usage: sslzoo COMMAND ...
   list [methods|backbones|data|evaluators|recipes]   what there is
   pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
   evaluate PROTOCOL|all BACKBONE ...                 judge a run, a checkpoint or a model of timm
+  report RUN... [--out FILE]                         one HTML page of a run, or of several
   propagate CHECKPOINT --video PATH --mask PNG ...   carry a mask through a video
   import FILE --out FOLDER                           official weights to a backbone of ours
   export RUN --to LAYOUT --out PATH                  a backbone for timm, torchvision and others
@@ -50,6 +51,7 @@ def user_errors():
     classes = [ArgumentError, OSError, UserError, registry.UnknownName]
     for module, name in (
         ("sslzoo.data", "DataError"),
+        ("sslzoo.report", "ReportError"),
         ("sslzoo.run_folder", "RunFolderError"),
         ("sslzoo.training", "TrainingError"),
         ("sslzoo.weights", "WeightsError"),
@@ -159,6 +161,19 @@ def show_result(result):
         print(f"note: {note}")
 
 
+def report_command(argv):
+    """Write one HTML page about a run, or about several side by side."""
+    from sslzoo import options
+
+    with options_checked():
+        chosen = options.parse_report(argv or ["--help"])
+    from sslzoo import report
+
+    report.write(chosen.runs, chosen.out)
+    print(f"wrote {chosen.out} ({os.path.getsize(chosen.out) / 2**20:.1f} MiB)")
+    return 0
+
+
 def import_command(argv):
     """Official weights into a run folder's backbone."""
     from sslzoo import options, weights
@@ -225,6 +240,7 @@ COMMANDS = {
     "list": list_command,
     "pretrain": pretrain_command,
     "evaluate": evaluate_command,
+    "report": report_command,
     "propagate": propagate_command,
     "import": import_command,
     "export": export_command,

@@ -156,6 +156,22 @@ def parse_evaluate(argv):
     return name, values["run"], common, config
 
 
+def parse_report(argv):
+    """The options of `sslzoo report`: runs, out."""
+    parser = ArgumentParser(
+        prog="sslzoo report",
+        description="One HTML file about a run, or about several side by side, without a network.",
+        exit_on_error=False,
+    )
+    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("--out", default="", help="HTML file, which is replaced; empty is "
+                        "report.html in the run folder, or here for several runs")  # fmt: skip
+    chosen = parse(parser, argv)
+    if not chosen.out:
+        chosen.out = str(Path(chosen.runs[0] if len(chosen.runs) == 1 else "", "report.html"))
+    return chosen
+
+
 def parse_import(argv):
     """The options of `sslzoo import`: file, out, backbone."""
     parser = ArgumentParser(

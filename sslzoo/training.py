@@ -109,6 +109,7 @@ def set_up(name, method_config, config, console=None):
         "kind": kind,
         "backbone": config.backbone,
         "backbone_options": options_of(method_config, config.backbone),
+        "num_features": method.backbone.num_features,
         "image_size": config.image_size,
         "channels": data.channels,
         "mean": list(mean),

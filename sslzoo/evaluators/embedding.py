@@ -59,8 +59,11 @@ def evaluate(subject, config):
     for name, (high, xy) in maps.items():
         rows += map_rows(name, high, xy, y, config)
     pictures = draw(subject, data, points, y, {name: xy for name, (_, xy) in maps.items()})
-    return Result(rows, pictures, {"points": len(points), "thumbnail": THUMBNAIL,
-                                   "columns": COLUMNS, "layer": layer}, notes)  # fmt: skip
+    names = data.class_names if y is not None else None
+    details = {"points": len(points), "thumbnail": THUMBNAIL, "columns": COLUMNS, "layer": layer,
+               "maps": {name: array_name(name) for name in maps},
+               "class_names": None if names is None else [str(name) for name in names]}  # fmt: skip
+    return Result(rows, pictures, details, notes)
 
 
 def flat(features, seed):
@@ -106,13 +109,18 @@ def draw(subject, data, points, y, maps):
     """Write a PNG for each map, all coordinates, and a sheet of thumbnails to hover over."""
     pictures, labels = {}, np.full(len(points), -1) if y is None else y.numpy()
     for name, xy in maps.items():
-        path = subject.picture(f"embedding_{name.lower().replace(' ', '_')}.png")
+        path = subject.picture(f"embedding_{array_name(name)}.png")
         title = f"{name}, {subject.about['backbone']}"
         scatter(xy, labels, data.class_names, title).savefig(path, dpi=120)
         pictures[name] = path
     path = subject.picture("embedding.npz")
-    named = {name.lower().replace(" ", "_"): xy for name, xy in maps.items()}
-    np.savez(path, indices=points, labels=labels, **named)
+    coordinates = {array_name(name): xy for name, xy in maps.items()}
+    np.savez(path, indices=points, labels=labels, **coordinates)
     sheet = subject.picture("embedding_thumbnails.png")
     Image.fromarray(sprite([data.load(i) for i in points], THUMBNAIL, COLUMNS)).save(sheet)
     return pictures | {"coordinates": path, "thumbnails": sheet}
+
+
+def array_name(name):
+    """A map's name as embedding.npz and the files' names have it."""
+    return name.lower().replace(" ", "_")
