@@ -120,7 +120,9 @@ def cell(row):
     """A number as the tables show it: value, spread, interval, and the value to sort by."""
     share = row["unit"] == "share"
     factor, digits = (100, ".1f") if share else (1, ".4g")
-    spread = f"± {row['std'] * factor:{'.1f' if share else '.2g'}}" if row["std"] is not None else ""
+    spread = (
+        f"± {row['std'] * factor:{'.1f' if share else '.2g'}}" if row["std"] is not None else ""
+    )
     low_high = row["interval"]
     text = " to ".join(f"{factor * bound:{digits}}" for bound in low_high) if low_high else ""
     return {"value": row["value"], "text": f"{factor * row['value']:{digits}}{' %' * share}",

@@ -136,7 +136,9 @@ def compute(run):
         try:
             hours = training_hours(run.path)
         except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-            raise ReportError(f"{run.path} has no usable speeds in metrics.csv ({error})") from error
+            raise ReportError(
+                f"{run.path} has no usable speeds in metrics.csv ({error})"
+            ) from error
         found.append(("training", f"{hours:.2f} hours" if hours >= 1 else f"{60 * hours:.1f} min"))
     middle = {"images_per_second": "{:,.0f} images/s", "data_wait_share": "{:.1%}"}
     for name, form in middle.items():
