@@ -61,6 +61,7 @@ def environment():
                         lstrip_blocks=True, loader=FileSystemLoader(HERE))  # fmt: skip
     found.filters["cell"] = leaderboard.cell
     found.globals["colours"] = COLOURS
+    found.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the first map is the first one
     return found
 
 
@@ -115,7 +116,7 @@ def about_evaluation(run, entry):
     data = [f"{name} ({about['images']} images)" if "images" in about else name
             for name, about in entry.data.items()]  # fmt: skip
     source = {"seed": entry.seed, "device": entry.device, "weights": entry.weights,
-              "data fingerprints": ", ".join(str(a.get("fingerprint")) for a in entry.data.values()),
+              "data fingerprints": plain([one.get("fingerprint") for one in entry.data.values()]),
               }  # fmt: skip
     return {
         "protocol": entry.protocol,
