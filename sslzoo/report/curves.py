@@ -45,9 +45,11 @@ def chart(name, runs):
         return None
     marks = guides(name, runs)
     ys = [y for _, y in finite] + [y for y, _ in marks]
-    x_ticks = ticks(min(x for x, _ in finite), max(x for x, _ in finite), 4, whole=True)
+    first, final = min(x for x, _ in finite), max(x for x, _ in finite)
+    final = max(final, first + 1)
+    x_ticks = [x for x in ticks(first, final, 4, whole=True) if first <= x <= final]
     y_ticks = ticks(min(ys), max(ys), 4)
-    to_x = scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
+    to_x = scale(first, final, LEFT, WIDTH - RIGHT)
     to_y = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     return {
         "name": name,

@@ -70,10 +70,14 @@ def number(value):
 def question(entry):
     """What was asked, as text: equal for answers that may be compared."""
     options = {name: value for name, value in entry.options.items() if name not in PLACES}
-    data = sorted(str(about.get("fingerprint")) for about in entry.data.values())
     device = entry.device if entry.protocol == "efficiency" else ""
-    parts = [entry.protocol, entry.version, data, device, options]
+    parts = [entry.protocol, entry.version, fingerprint(entry), device, options]
     return json.dumps(parts, sort_keys=True, default=str)
+
+
+def fingerprint(entry):
+    """Of all the data of an evaluation."""
+    return " ".join(sorted(str(about.get("fingerprint")) for about in entry.data.values()))
 
 
 def board(runs):
@@ -104,7 +108,7 @@ def column(asked, lines):
         "protocol": first.protocol,
         "title": row["metric"],
         "data": ", ".join(first.data),
-        "options": first.options,
+        "options": first.options | {"fingerprint": fingerprint(first)},
         "cells": best_marked([cell(row) if row else None for row in rows], row),
     }
 

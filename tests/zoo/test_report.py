@@ -102,7 +102,9 @@ def test_other_data_or_options_are_another_question(tmp_path):
         [None, "60.0 %", None],
         [None, None, "90.0 %"],
     ]
-    assert [c["differs"] for c in board["columns"]] == ["k [20]", "k [20]", "k [5]"]
+    assert [c["differs"] for c in board["columns"]] == [
+        "k [20], fingerprint aa", "k [20], fingerprint bb", "k [5], fingerprint aa",
+    ]  # fmt: skip
 
 
 def test_where_the_data_lies_makes_no_other_question(tmp_path):
