@@ -12,16 +12,17 @@ POINTS = 240  # of a curve; a longer one keeps the lowest and highest value of e
 MARKED = 30  # curves of fewer points show each
 
 GROUPS = (
-    ("Live probes", re.compile(r"(knn|linear)_accuracy$|test_")),
+    ("Probes and tests", re.compile(r"(knn|linear)_accuracy$|test_")),
     ("Compute", re.compile(r"images_per_second$|data_wait_share$|peak_memory_mib$")),
     ("Collapse meters", re.compile(
         r"feature_std$|effective_rank$|alignment$|uniformity$|mutual_information|"
         r".*(entropy|cosine|variance|usage|distance)")),
     ("Training", re.compile("")),
 )  # fmt: skip
-ORDER = ("Training", "Collapse meters", "Live probes", "Compute")
+ORDER = ("Training", "Collapse meters", "Probes and tests", "Compute")
 FIRST = ("loss", "feature_std", "effective_rank", "images_per_second")
 HIDDEN = {"step", "epoch"}
+OPEN = 6  # charts of a group that are seen at once; more are folded in
 
 
 def groups(runs):

@@ -15,12 +15,17 @@ from sslzoo.report.run import last
 HEADLINES = {
     "linear": r"(^|: )all labels, top-1$",
     "knn": r"(^|: )20 nearest neighbours, top-1$",
+    "finetune": r"top-1$",
+    "semi": r"top-1$",
     "retrieval": r"(^|: )recall at 1$",
     "cluster": r"matched accuracy$",
     "robustness": r"^mean error under corruption$",
+    "transfer": r"",
+    "attention": r"^Jaccard",
     "embedding": r"^silhouette of the features$",
     "efficiency": r"^forward, speed$",
 }
+ORDER = list(HEADLINES)  # of the columns
 # Options that say where things lie or how fast they go; the data has its fingerprint.
 PLACES = {"data", "download", "device", "out", "workers", "cache", "untrained", "pretrained"}
 LOWER_IS_BETTER = re.compile(r"error|mCE|drop|decay|memory|energy|cost|hours")
@@ -70,9 +75,15 @@ def number(value):
 def question(entry):
     """What was asked, as text: equal for answers that may be compared."""
     options = {name: value for name, value in entry.options.items() if name not in PLACES}
-    device = entry.device if entry.protocol == "efficiency" else ""
+    machine = [entry.device, entry.details.get("machine")]
+    device = machine if entry.protocol == "efficiency" else None
     parts = [entry.protocol, entry.version, fingerprint(entry), device, options]
     return json.dumps(parts, sort_keys=True, default=str)
+
+
+def short_path(name):
+    """The last two parts of the name of a data set, mostly folder and split."""
+    return "/".join(name.split("/")[-2:])
 
 
 def fingerprint(entry):
@@ -85,7 +96,7 @@ def board(runs):
     lines = entrants(runs)
     asked = dict.fromkeys(q for line in lines for q in line.answers)
     columns = [column(q, lines) for q in asked]
-    columns = sorted((c for c in columns if c), key=lambda c: c["protocol"])
+    columns = sorted((c for c in columns if c), key=lambda c: rank(c["protocol"]))
     for one in columns:
         alike = [c for c in columns if (c["title"], c["data"]) == (one["title"], one["data"])]
         one["differs"] = differing(one, alike)
@@ -94,6 +105,10 @@ def board(runs):
         "lines": [{"run": line.run, "name": line.name, "about": line.about,
                    "cells": [c["cells"][i] for c in columns]} for i, line in enumerate(lines)],
     }  # fmt: skip
+
+
+def rank(protocol):
+    return ORDER.index(protocol) if protocol in ORDER else len(ORDER)
 
 
 def column(asked, lines):
@@ -108,6 +123,7 @@ def column(asked, lines):
         "protocol": first.protocol,
         "title": row["metric"],
         "data": ", ".join(first.data),
+        "short_data": ", ".join(map(short_path, first.data)),
         "options": first.options | {"fingerprint": fingerprint(first)},
         "cells": best_marked([cell(row) if row else None for row in rows], row),
     }
@@ -115,7 +131,7 @@ def column(asked, lines):
 
 def headline(entry):
     """The row that stands for an evaluation: the last that matches, or else the first."""
-    pattern = HEADLINES.get(entry.protocol, r"top-1$")
+    pattern = HEADLINES.get(entry.protocol, "")
     found = [row for row in entry.results if re.search(pattern, row["metric"])]
     return (found[-1:] or entry.results[:1] or [None])[0]
 
@@ -133,6 +149,11 @@ def cell(row):
             "spread": spread, "interval": text, "unit": "" if share else row["unit"],
             "bar": [row["value"], *(low_high or [])] if share else None,
             "metric": row["metric"], "best": False}  # fmt: skip
+
+
+def spread_text(std, share):
+    """A standard deviation: percent to a tenth, other units to two digits and all whole ones."""
+    return f"{std:.1f}" if share else f"{std:.0f}" if std >= 10 else f"{std:.2g}"
 
 
 def best_marked(cells, row):
@@ -169,7 +190,7 @@ def compared(runs):
             cells = [cell(found[name]) if name in found else None for found in rows]
             body.append((name, best_marked(cells, {"metric": name})))
         first = entries[0][1]
-        tables.append({"protocol": first.protocol, "data": ", ".join(first.data),
+        tables.append({"protocol": first.protocol, "data": ", ".join(map(short_path, first.data)),
                        "names": [line.name for line, _ in entries], "rows": body})  # fmt: skip
     return tables
 

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sslzoo.report.leaderboard import short_path
 from sslzoo.report.run import ReportError
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -76,7 +77,7 @@ def note_of(entry):
     parts = [entry.features[-1]] if entry.features else []
     if entry.untrained:
         parts.append("untrained")
-    return ", ".join([*map(str, parts), *entry.data])
+    return ", ".join([*parts, *map(short_path, entry.data)])
 
 
 def method_pictures(run):

@@ -72,7 +72,11 @@ def about_run(number, run):
         "name": run.name,
         "facts": facts(run),
         "collapse": collapse(run),
-        "evaluations": [about_evaluation(run, entry) for entry in run.evaluations],
+        "evaluations": [
+            about_evaluation(run, entry)
+            for entry in run.evaluations
+            if entry.results or entry.notes
+        ],
         "embedding": (drawn := media.embedding(run)),
         "final_map": None if drawn else media.final_map(run),
         "evaluation_pictures": media.evaluation_pictures(run),
@@ -113,9 +117,10 @@ def collapse(run):
 def about_evaluation(run, entry):
     """One evaluation for the template: heading, rows, and what is needed to do it again."""
     newest = run.trained[-1].weights if run.trained else entry.weights
-    data = [f"{name} ({about['images']} images)" if "images" in about else name
+    data = [leaderboard.short_path(name)
+            + (f" ({about['images']} images)" if "images" in about else "")
             for name, about in entry.data.items()]  # fmt: skip
-    source = {"seed": entry.seed, "device": entry.device, "weights": entry.weights,
+    source = {"data sets": plain(list(entry.data)), "seed": entry.seed, "device": entry.device, "weights": entry.weights,
               "data fingerprints": plain([one.get("fingerprint") for one in entry.data.values()]),
               }  # fmt: skip
     return {
@@ -126,6 +131,7 @@ def about_evaluation(run, entry):
         "features": entry.features,
         "notes": entry.notes,
         "rows": entry.results,
+        "has_intervals": any(row["interval"] for row in entry.results),
         "options": {name: plain(value) for name, value in (source | entry.options).items()},
     }
 
