@@ -120,9 +120,9 @@ def about_evaluation(run, entry):
     data = [leaderboard.short_path(name)
             + (f" ({about['images']} images)" if "images" in about else "")
             for name, about in entry.data.items()]  # fmt: skip
-    source = {"data sets": plain(list(entry.data)), "seed": entry.seed, "device": entry.device, "weights": entry.weights,
-              "data fingerprints": plain([one.get("fingerprint") for one in entry.data.values()]),
-              }  # fmt: skip
+    fingerprints = plain([one.get("fingerprint") for one in entry.data.values()])
+    source = {"data sets": plain(list(entry.data)), "data fingerprints": fingerprints,
+              "weights": entry.weights, "seed": entry.seed, "device": entry.device}  # fmt: skip
     return {
         "protocol": entry.protocol,
         "version": entry.version,
