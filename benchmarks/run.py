@@ -5,11 +5,11 @@ python benchmarks/run.py --op info_nce --shape 256x65536x128 --json
 """
 
 import argparse
+import functools
 import importlib
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Largest error of the loss and of a gradient, relative to the largest value.
 ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 INPUT_SETS = 3
-OPS = ["info_nce", "key_queue", "masking", "nt_xent"]
+OPS = ["color_attention", "info_nce", "key_queue", "masking", "nt_xent"]
 
 
 def main():
@@ -38,10 +38,11 @@ def main():
     records = []
     for case in [cases.case_of(options.shape)] if options.shape else cases.MEASURED:
         peers = importlib.import_module(f"benchmarks.baselines.{options.op}")
-        # Ops that are no losses say themselves how they are called and what makes them correct.
-        ours = getattr(peers, "ours", own_variant)(options.op, options.backend, case)
+        # Some ops say themselves how they are called and what makes them correct.
+        make = getattr(peers, "ours", own_variant)
+        ours = make(options.op, options.backend, case)
         variants = peers.baselines(case, device, dtype)
-        correct = getattr(peers, "check", check)
+        correct = getattr(peers, "check", functools.partial(check, make))
         correct(options.op, options.backend, ours, variants[1], case, device, dtype)
         rows = measured(ours, variants, case, device, dtype, options.repeats)
         print_table(options, case, rows)
@@ -70,21 +71,21 @@ def own_variant(op, backend, case):
 
 
 def values(loss, tensors):
-    """The loss and the gradients, in float64."""
+    """The output and the gradients, in float64."""
     out = loss(*tensors)
-    gradients = torch.autograd.grad(out, [t for t in tensors if t.requires_grad])
+    upstream = measure.upstream_like(out.shape, torch.float32, out.device)
+    upstream = None if upstream is None else upstream.to(out.dtype)
+    gradients = torch.autograd.grad(out, [t for t in tensors if t.requires_grad], upstream)
     return [x.detach().double() for x in (out, *gradients)]
 
 
-def check(op, backend, ours, eager, case, device, dtype):
+def check(make, op, backend, ours, eager, case, device, dtype):
     """Stop unless the op agrees with the specification in float64 and, at size, with eager code."""
-    small = replace(
-        case, N=min(case.N, 300), **({"M": min(case.M, 700)} if op == "info_nce" else {})
-    )
+    small = case.small()
     tensors, _ = small.inputs(device, dtype)
-    exact = own_variant(op, "reference", case).loss
     doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
-    compare(values(ours.loss, tensors), values(exact, doubles), dtype, "float64, small")
+    own, exact = (make(op, name, small).loss for name in (backend, "reference"))
+    compare(values(own, tensors), values(exact, doubles), dtype, "float64, small")
     tensors, _ = case.inputs(device, dtype)
     compare(values(ours.loss, tensors), values(eager.loss, tensors), dtype, "eager, at size")
 

@@ -1,6 +1,6 @@
 """Inputs of the two ops and what they cost: for tests, benchmarks and sslops.backends()."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -56,6 +56,13 @@ class Case:
                 labels = torch.randint(self.classes, (self.B, N), generator=generator)
                 options[name] = labels.to(device)
         return [t.to(device, dtype).requires_grad_() for t in tensors], options
+
+    def small(self):
+        """The same call at a size that the specification runs in no time."""
+        grid = self.grid and tuple(min(n, 13) for n in self.grid)
+        return replace(
+            self, B=min(self.B, 2), Nt=min(self.Nt, 100), Nr=min(self.Nr, 300), grid=grid
+        )
 
     @property
     def logits(self):
@@ -119,3 +126,21 @@ CASES = [
     Case("loss, wide", 20, 65, D=130, classes=5),
     Case("loss, cold", 40, 90, classes=4, options={"temperature": 0.05}),
 ]  # fmt: skip
+
+_TRAINING = dict(D=64, B=32, grid=(32, 32), frames=3)
+# What benchmarks measure: the paper's training step, and labels carried along a video.
+MEASURED = [
+    Case("loss, 32 x 1024 x 3072", classes=16, **_TRAINING),
+    Case("16 colours, 32 x 1024 x 3072", C=16, **_TRAINING),
+    Case("propagation, window and top 10", C=8, D=128, grid=(30, 53), frames=5,
+         options={"radius": (None, 12, 12, 12, 12), "topk": 10, "temperature": 0.07}),
+]  # fmt: skip
+
+
+def case_of(shape):
+    """A case from "32x1024x3072x64x16" (B, Nt, Nr, D, C) or "loss-32x1024x3072x64x16", the last
+    number then the classes."""
+    labels = shape.startswith("loss-")
+    B, Nt, Nr, D, last = map(int, shape.removeprefix("loss-").split("x"))
+    options = dict(classes=last) if labels else dict(C=last)
+    return Case(shape, Nt, Nr, D=D, B=B, **options)
