@@ -1,5 +1,6 @@
 # make demo    SimCLR on handwritten digits, in 3 minutes
 # make test    the test suite;  make test-all: with the slow tests;  make test-gpu: those for a GPU
+# make bench   every op against its peers and its floor: measures, writes benchmarks/results/
 # make lint    style;           make clean: away with all that was built here
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 # Threads that wait sleep: measured 7 times as fast where other programs use the same cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all test-gpu lint clean
+.PHONY: demo test test-all test-gpu bench lint clean
 
 demo: .venv/zoo.stamp
 	$(BIN)/sslzoo demo
@@ -24,6 +25,11 @@ test-all: .venv/dev.stamp
 
 test-gpu: .venv/dev.stamp
 	$(BIN)/python -m pytest -m gpu
+
+bench: .venv/bench.stamp
+	$(BIN)/python benchmarks/run.py --json
+	$(BIN)/python benchmarks/run.py --sweep
+	$(BIN)/python benchmarks/report.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
@@ -40,6 +46,11 @@ $(BIN)/python:
 .venv/dev.stamp: $(SOURCES) | $(BIN)/python
 	@echo "Installing into .venv and compiling: a few minutes the first time."
 	$(PIP) -e '.[zoo,dev]'
+	touch .venv/zoo.stamp $@
+
+.venv/bench.stamp: $(SOURCES) | $(BIN)/python
+	@echo "Installing the peers into .venv and compiling: some minutes the first time."
+	$(PIP) -e '.[zoo,bench]'
 	touch .venv/zoo.stamp $@
 
 clean:

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 MIB = 2**20
+MOST_BYTES = 8 * 2**30  # on a CPU, whose memory others use as well
+MOST_SECONDS = 8.0  # of one variant at one size, after two runs
 
 
 # What a variant that cannot run here raises; anything else is a fault of ours.
@@ -60,7 +62,7 @@ def available_bytes(device):
     if not meminfo.exists():
         return float("inf")
     kib = re.search(r"MemAvailable: +(\d+)", meminfo.read_text()).group(1)
-    return 0.8 * 1024 * int(kib)
+    return min(MOST_BYTES, 0.8 * 1024 * int(kib))
 
 
 @functools.cache
@@ -128,13 +130,16 @@ def time_variants(variants, inputs, device, repeats, seconds_allowed=float("inf"
 
     Every round runs all variants, in an order of its own, on input sets used in turn: what disturbs
     the machine for a while disturbs all of them, and no run finds its data in a cache. There are
-    fewer rounds than `repeats`, but at least two, where these would take longer than allowed.
+    fewer rounds than `repeats`, but at least two, where these would take longer than allowed, and
+    two of a variant that takes longer than MOST_SECONDS.
     """
     end = time.perf_counter() + seconds_allowed
     seconds = {v.name: [] for v in variants}
     order = random.Random(0)
     for round_ in range(repeats):
         for variant in order.sample(variants, len(variants)):
+            if round_ > 1 and sum(map(sum, seconds[variant.name])) > MOST_SECONDS:
+                continue
             seconds[variant.name].append(one_run(variant, inputs[round_ % len(inputs)], device))
         if round_ > 0 and time.perf_counter() > end:
             break

@@ -26,6 +26,11 @@ def ours(op, backend, case):
     return Variant("sslops", call)
 
 
+def form(case):
+    """The key of data/floors.json; None for a window or top-k, whose work it does not count."""
+    return None if {"radius", "topk"} & case.options.keys() else case.op
+
+
 def in_window(case, device):
     """bool [Nt, Nr], or None where every reference cell is a candidate."""
     radius = case.options.get("radius")

@@ -1,0 +1,80 @@
+"""The results file of a device and a day: benchmarks/results/<device>_<date>.json.
+
+{"machine": what the numbers depend on, "records": times of ops, "ceilings": ..., "engines": ...}
+
+Records are written as they come, so that a run cut short leaves those it has.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# What makes a record the same as an older one, which it then replaces.
+KEYS = {
+    "records": ("op", "case", "dtype", "backend", "variant"),
+    "ceilings": ("name", "dtype"),
+    "engines": ("question", "case", "variant"),
+    "tiles": ("kernel", "kind", "width", "tile", "N"),
+    "steps": ("method", "model", "variant"),
+}
+
+
+def folder():
+    """Where results go: $OUT, or benchmarks/results/."""
+    return Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
+
+
+def path_of(machine):
+    device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
+    return folder() / f"{device}_{machine['date']}.json"
+
+
+def read(path):
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def add(machine, section, records):
+    """Write records, each with the commit and the load under which it was taken."""
+    path = path_of(machine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    at = {key: machine[key] for key in ("commit", "load")}
+    content = {**read(path), "machine": machine}
+    content[section] = merged(section, content.get(section, []), [{**r, **at} for r in records])
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(path)  # never half a file
+    return path
+
+
+def merged(section, old, new):
+    """Both lists, the new record where a key is in both."""
+    by_key = {key_of(section, r): r for r in old}
+    by_key.update((key_of(section, r), r) for r in new)
+    return list(by_key.values())
+
+
+def key_of(section, record):
+    return tuple(str(record.get(key)) for key in KEYS[section])
+
+
+def merge(contents):
+    """One content of several, later files over earlier ones."""
+    whole = {}
+    for content in contents:
+        whole["machine"] = content["machine"]
+        for section in KEYS:
+            if section in content:
+                whole[section] = merged(section, whole.get(section, []), content[section])
+    return whole
+
+
+def known_ceilings(machine):
+    """{name: rate} measured on this device on any day, the latest first; {} without any."""
+    rates = {}
+    name = path_of(machine).name.rsplit("_", 1)[0]
+    for path in sorted(folder().glob(f"{name}_*.json")):
+        for record in read(path).get("ceilings", []):
+            rates[record["name"]] = record["rate"]
+    return rates
