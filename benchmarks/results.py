@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # What makes a record the same as an older one, which it then replaces.
 KEYS = {
     "records": ("op", "case", "dtype", "backend", "variant"),
-    "ceilings": ("name", "dtype"),
+    "ceilings": ("name",),
     "engines": ("question", "case", "variant"),
     "tiles": ("kernel", "kind", "width", "tile", "N"),
     "steps": ("method", "model", "variant"),
@@ -76,5 +76,6 @@ def known_ceilings(machine):
     name = path_of(machine).name.rsplit("_", 1)[0]
     for path in sorted(folder().glob(f"{name}_*.json")):
         for record in read(path).get("ceilings", []):
-            rates[record["name"]] = record["rate"]
+            if not record["tiny"]:
+                rates[record["name"]] = record["rate"]
     return rates
