@@ -5,6 +5,7 @@ metrics.csv           one row per log step; tensorboard/ holds the same
 checkpoint.pt         all that --resume needs; replaced whole or not at all
 backbone.safetensors  the backbone's weights under timm's keys
 features.png          t-SNE of the features
+pictures/             what the method draws, as NAME_EPOCH.png
 versions.json         python, packages, device and commit
 
 Nothing is read in a way that can run code: weights_only=True, safetensors, YAML's safe loader.
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
@@ -96,6 +98,14 @@ class RunFolder:
         state = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
         metadata = {"sslzoo": json.dumps(about)}
         _replace(self.path / "backbone.safetensors", lambda p: save_file(state, p, metadata))
+
+    def save_picture(self, name, epoch, picture):
+        """Write pictures/NAME_EPOCH.png from uint8 [3, H, W]."""
+        folder = self.path / "pictures"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{name}_{epoch:04d}.png"
+        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        _replace(path, lambda p: image.save(p, "png"))
 
 
 class Metrics:

@@ -5,8 +5,6 @@ processes: `accelerate launch --multi_gpu -m sslzoo pretrain ...`, or torchrun i
 """
 
 import math
-import signal
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -21,11 +19,13 @@ from sslzoo.meters import Meters
 from sslzoo.progress import Report
 from sslzoo.run_folder import RunFolder, RunFolderError, free_path, plain
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine
+from sslzoo.stop_requests import stop_requests
 from sslzoo.training_config import TrainingConfig
 from sslzoo.watch import Watch
 
 # What a resumed run may change and still be the same run.
-FREE_TO_CHANGE = {"data", "download", "out", "device", "workers", "log_every", "checkpoint_every"}
+FREE_TO_CHANGE = {"data", "download", "out", "device", "workers", "log_every", "checkpoint_every",
+                  "pictures_every"}  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -51,6 +51,7 @@ class Setup:
     about: dict  # how the backbone was made and what it expects, kept beside its weights
     run: RunFolder
     report: Report
+    reasons: list  # what the method chose for itself, and why; one line each
 
     @property
     def device(self):
@@ -89,6 +90,10 @@ def set_up(name, method_config, config, console=None):
     )
     with accelerator.local_main_process_first():  # one process downloads, the others find it
         data = open_data(config.data, download=config.download)
+    reasons = []
+    if hasattr(module, "adapt"):
+        batch = config.batch_size * config.accumulate
+        method_config, reasons = module.adapt(method_config, batch, len(data))
     mean, std = channel_statistics(data)
     views = [replace(view, mean=mean, std=std)
              for view in module.views(method_config, config.image_size)]  # fmt: skip
@@ -106,7 +111,7 @@ def set_up(name, method_config, config, console=None):
     options = plain({"method": name, **asdict(config), **asdict(method_config)})
     run = RunFolder(config.out or free_path(name, config.data))
     report = Report(console if accelerator.is_main_process else None)
-    return Setup(config, options, accelerator, data, method, loader, about, run, report)
+    return Setup(config, options, accelerator, data, method, loader, about, run, report, reasons)
 
 
 def make_loader(data, views, config, accelerator):
@@ -194,18 +199,25 @@ class Trainer:
         optimizer = optimizers.build(config.optimizer, groups, lr=self.peak_lr,
                                      momentum=config.momentum, betas=config.betas)  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(method, optimizer)
+        if hasattr(method, "plan"):
+            method.plan(self.total_steps, self.loader.steps_per_epoch / config.accumulate)
 
     def fit(self):
         """All steps from where the run stands to its end."""
         self.model.train()
         batches = self.batches()
-        with self.stop_requests() as stop, self.setup.report.bar(self.total_steps, self.step):
+        with (
+            stop_requests(self.accelerator) as stop,
+            self.setup.report.bar(self.total_steps, self.step),
+        ):
             self.meters.start()
             while self.step < self.total_steps:
                 outputs = self.train_step(batches)
                 self.setup.report.advance()
                 if self.is_log_step(self.step):
                     self.log(outputs)
+                if self.is_picture_step(self.step):
+                    self.draw()
                 if self.is_checkpoint_step(self.step) or stop:
                     self.save()
                 if stop:
@@ -231,7 +243,7 @@ class Trainer:
                 outputs = self.model(batch.views, self.step)
                 self.accelerator.backward(outputs["loss"])
                 if self.accelerator.sync_gradients:
-                    self.clip_gradient()
+                    self.finish_gradient()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             self.meters.add(outputs)
@@ -246,14 +258,21 @@ class Trainer:
         warmup_steps = config.warmup_epochs * self.loader.steps_per_epoch / config.accumulate
         self.lr = warmup_cosine(self.step, self.total_steps, self.peak_lr,
                                 warmup_steps=warmup_steps, minimum=config.min_lr)  # fmt: skip
+        if hasattr(self.method, "schedule"):
+            self.method.schedule(self.step, self.optimizer.param_groups)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
 
-    def clip_gradient(self):
+    def finish_gradient(self):
         """Clip, and measure the norm at log steps; without clipping, other steps pay nothing."""
         limit = self.config.clip_gradient or math.inf
-        if limit < math.inf or self.is_log_step(self.step + 1):
+        is_measured = limit < math.inf or self.is_log_step(self.step + 1)
+        if is_measured:  # this also takes fp16's scale off the gradient
             self.gradient_norm = self.accelerator.clip_grad_norm_(self.method.parameters(), limit)
+        if hasattr(self.method, "after_backward"):
+            if not is_measured:
+                self.accelerator.unscale_gradients()
+            self.method.after_backward(self.step)
 
     def epochs_at(self, step):
         """Whole epochs done after `step` optimizer steps."""
@@ -268,6 +287,17 @@ class Trainer:
         else:
             due = self.epochs_at(step) > self.epochs_at(step - 1)
         return due or step == self.total_steps
+
+    def is_picture_step(self, step):
+        every = self.config.pictures_every
+        ended, before = self.epochs_at(step), self.epochs_at(step - 1)
+        return bool(every) and step < self.total_steps and ended // every > before // every
+
+    def draw(self):
+        self.meters.stop()
+        if self.setup.is_main:
+            self.watch.draw(self.epochs_at(self.step))
+        self.meters.start()
 
     def log(self, outputs):
         """One row of metrics: averages since the last row, and what this step shows."""
@@ -329,25 +359,6 @@ class Trainer:
         if self.setup.is_main:
             run.metrics.cut(self.step)
 
-    @contextmanager
-    def stop_requests(self):
-        """A list that fills when Ctrl-C or SIGTERM asks to stop; the second one stops at once."""
-        requests, old = [], {}
-
-        def remember(number, frame):
-            requests.append(number)
-            signal.signal(number, old[number])
-
-        # Of several processes some would stop a step earlier and leave the others waiting.
-        if self.accelerator.num_processes == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                old[number] = signal.signal(number, remember)
-        try:
-            yield requests
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
     def announce(self):
         """What was chosen and why, before the first step."""
         config, data = self.config, self.setup.data
@@ -363,6 +374,7 @@ class Trainer:
             f"learning rate {self.peak_lr:.4g} = {config.base_lr:g}{rule[config.lr_rule]} "
             f"({config.lr_rule} rule), {config.warmup_epochs:g} epochs of warm-up, then a cosine "
             f"to {config.min_lr:g}; {config.optimizer}, weight decay {config.weight_decay:g}",
+            *self.setup.reasons,
             f"run folder {self.setup.run.path}" + f", from step {self.step}" * bool(self.step),
         )
         for line in lines:

@@ -58,6 +58,8 @@ class TrainingConfig:
     """Optimizer steps between two checkpoints; 0 writes one after each epoch."""
     knn_every: int = 0
     """Epochs between two kNN accuracies in the metrics, for labelled data; 0 is off."""
+    pictures_every: int = 0
+    """Epochs between two sets of the method's pictures; 0 draws them at the end only."""
 
     def __post_init__(self):
         for field in fields(self):

@@ -12,6 +12,7 @@ METER_ROWS = 512
 # Images of a split that the accuracy and the picture look at, evenly spaced.
 WATCHED_IMAGES = 5000
 NEIGHBOURS = 20
+PICTURED = 64  # samples that a method draws pictures of
 
 # A healthy feature has a standard deviation near 1 / sqrt(width) in each direction after
 # normalisation, and needs many directions; these are far from healthy.
@@ -50,6 +51,18 @@ class Watch:
             row |= self.accuracy(epoch)
         return row
 
+    @torch.no_grad()
+    def draw(self, epoch):
+        """Save the method's pictures of the first samples of the first epoch."""
+        method, was_training = self.setup.method, self.setup.method.training
+        if not hasattr(method, "pictures"):
+            return
+        batch = next(self.setup.loader.epoch(0))
+        method.eval()
+        for name, picture in method.pictures([view[:PICTURED] for view in batch.views]).items():
+            self.setup.run.save_picture(name, epoch, picture)
+        method.train(was_training)
+
     def accuracy(self, epoch):
         """kNN accuracy of the frozen features, every `knn_every` epochs."""
         every = self.setup.config.knn_every
@@ -87,6 +100,7 @@ class Watch:
     def finish(self):
         """What a finished run is used for: the backbone, and a picture of its features."""
         run, data = self.setup.run, self.test_data() or self.setup.data
+        self.draw(self.setup.config.epochs)
         run.save_backbone(self.setup.method.backbone, self.setup.about)
         features, labels = self.features(data)
         picture = run.path / "features.png"

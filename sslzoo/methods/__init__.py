@@ -12,11 +12,25 @@ the method  an nn.Module called like the file (simclr.py: SimCLR, moco_v3.py: Mo
                               logged; "features" [rows, d], detached: the backbone's output, for
                               the collapse meters; any other tensor, detached, for meters()
 
-and, where it wants them,
+and, where it wants them, in the file
+
+adapt       adapt(config, batch, images) -> (config, reasons): values that follow the images per
+            optimizer step and the number of images, and a line in words for each; a value that
+            the user gave stays
+
+and in the nn.Module
 
     meters(outputs)           a dict of 0-d tensors from what forward returned; called without
                               gradient at log steps only, so it may cost something
     after_step(step)          called after every optimizer step: moving averages, queues
     parameter_groups(decay)   the optimizer's groups; else sslzoo.optimizers.parameter_groups. A
                               group's "lr_scale" multiplies the learning rate
+    plan(total_steps, steps_per_epoch)  called once before training, also of a resumed run; until
+                              then schedules stay at their first value
+    schedule(step, groups)    called before every step: sets "weight_decay" and "lr_scale" of the
+                              optimizer's groups
+    after_backward(step)      called when the gradients are complete: clip or cancel some of them
+    pictures(views)           {name: uint8 [3, H, W] on the CPU}, for people to look at; called
+                              without gradient and in evaluation mode, at the end of a run and
+                              every `pictures_every` epochs; saved as pictures/NAME_EPOCH.png
 """
