@@ -18,17 +18,18 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 BUDGET=${BUDGET:-500}
-export OUT=${OUT:-$PWD/benchmarks/results}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-mkdir -p "$OUT"
 
 DRY=
 if [ "${1:-}" = --dry-run ]; then
     DRY=1
     shift
+    OUT=${OUT:-$(mktemp -d)} # its numbers mean nothing
     export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 fi
 
+export OUT=${OUT:-$PWD/benchmarks/results}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$OUT"
 failed=0
 
 # part NAME COMMAND...: runs the command, at most the budget and a minute, with a log of its own.

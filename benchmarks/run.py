@@ -10,6 +10,7 @@ python benchmarks/run.py --sweep info_nce --budget 500
 import argparse
 import functools
 import importlib
+import os
 import sys
 import time
 from dataclasses import replace
@@ -20,9 +21,13 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 
+if "--tiny" in sys.argv:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
+
 import sslops  # noqa: E402
 from benchmarks import floors, gate, measure, results, sweeps  # noqa: E402
 from benchmarks.measure import Variant  # noqa: E402
+from sslops import registry  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INPUT_SETS = 3
@@ -64,6 +69,9 @@ def parse():
         "--sweep", nargs="?", const="all", choices=["all", *OPS], help="implies --json"
     )
     parser.add_argument("--budget", type=float, help="seconds that a sweep may take")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a sweep of the GPU's code in Triton's interpreter"
+    )
     parser.add_argument("--skip-done", action="store_true", help="keep records of this commit")
     options = parser.parse_args()
     if options.shape and len(options.op or ()) != 1:
@@ -92,7 +100,8 @@ class Run:
             self.sweep_op(op, time.monotonic() + share)
 
     def sweep_op(self, op, end):
-        entries = [(dtype, case) for dtype, case in sweeps.entries(op, self.device)
+        listed = sweeps.entries(op, self.device, self.options.tiny)
+        entries = [(dtype, case) for dtype, case in listed
                    if (op, case.name, dtype, self.options.backend) not in self.done]  # fmt: skip
         for i, (dtype, case) in enumerate(entries):
             left = end - time.monotonic()
@@ -105,6 +114,8 @@ class Run:
     def case(self, op, case, dtype_name, seconds=float("inf")):
         """Gate, measure, print and write one case."""
         dtype, backend = DTYPES[dtype_name], self.options.backend
+        if self.options.tiny and "triton" in registry.OPS[registered(op, case)].order:
+            backend = "triton"
         peers = importlib.import_module(f"benchmarks.baselines.{op}")
         make = getattr(peers, "ours", own_variant)
         ours = make(op, backend, case)
@@ -180,6 +191,12 @@ def best_ms(row):
 def own_variant(op, backend, case):
     function = getattr(sslops, op)
     return Variant("sslops", lambda *tensors: function(*tensors, **case.options, backend=backend))
+
+
+def registered(op, case):
+    """The name under which the registry has what a case calls."""
+    name = getattr(case, "function", getattr(case, "op", op))
+    return name if name in registry.OPS else "enqueue_"
 
 
 def compiles_in_sweeps(case, device):

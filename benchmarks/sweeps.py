@@ -84,9 +84,22 @@ def color_attention(device):
     return [(dtype, c) for dtype in DTYPES for c in (*cases.MEASURED, *propagation, *batches)]
 
 
-def entries(op, device):
+TINY = {
+    "info_nce": ["40x16", "8x70x16"],
+    "nt_xent": ["20x16"],
+    "key_queue": ["4x16x8"],
+    "masking": ["2x16x8", "restore-2x16x8"],
+    "color_attention": ["loss-1x12x20x16x4", "1x12x20x16x3"],
+}
+
+
+def entries(op, device, tiny=False):
     """[(dtype name, Case)] of an op's sweep; what benchmarks measure anyway if it has none."""
     cases = importlib.import_module(f"sslops.ops.{op}.cases")
+    if tiny:
+        return [("float32", cases.case_of(s)) for s in TINY[op]] if op in TINY else [
+            ("float32", case.small()) for case in cases.MEASURED
+        ]  # fmt: skip
     sweep = SWEEPS.get(op, lambda device: [("float32", c) for c in cases.MEASURED])
     return [
         (dtype, cases.case_of(shape) if isinstance(shape, str) else shape)
