@@ -35,14 +35,16 @@ def floor(form, case, dtype, rates):
     flops = rates.get(str(dtype).removeprefix("torch."))
     if not flops or not {"copy", "exp"} <= rates.keys():
         return None
-    own_bytes = case.floor(element_bytes)["bytes"]
+    ends = case.floor(element_bytes)["bytes"]  # what is read and written in any case
     times = {}
     for work in algorithms(form):
-        seconds = (
-            work["products"] * 2 * case.D * case.logits / (flops * 1e12),
-            work["exps"] * case.logits / (rates["exp"] * 1e12),
-            (work["bytes"] * case.logits + own_bytes) / (rates["copy"] * 1e12),
-        )
-        times[work["algorithm"]] = 1e3 * max(seconds)
+        seconds = 0.0
+        for products, exps, moved in work["passes"]:
+            seconds += case.logits * max(
+                products * 2 * case.D / (flops * 1e12),
+                exps / (rates["exp"] * 1e12),
+                moved / (rates["copy"] * 1e12),
+            )
+        times[work["algorithm"]] = 1e3 * max(seconds, ends / (rates["copy"] * 1e12))
     best = min(times, key=times.get)
     return {"ms": times[best], "algorithm": best}

@@ -57,6 +57,7 @@ def synchronise(device):
 def available_bytes(device):
     """Memory that a variant may use."""
     if device == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
