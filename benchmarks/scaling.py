@@ -146,23 +146,28 @@ def table(machine, loss):
     return {name: {W: form(machine, loss, W) for W in GPUS} for name, form in FORMS.items()}
 
 
-def crossover(machine, rows, first, second):
-    """The least number of GPUs from which on `second` is faster, or `first` does not fit; a pair
-    of a number (or None) and the reason."""
-    for i, W in enumerate(GPUS):
-        if rows[first][W]["memory_mb"] > 1e3 * machine.memory:
-            return W, "memory"
-        if all(rows[second][w]["ms"] < rows[first][w]["ms"] for w in GPUS[i:]):
-            return W, "time"
-    return None, "never"
+def crossovers(rows, first, second):
+    """The numbers of GPUs at which the faster of two forms changes: [(GPUs, the faster)]."""
+    changes = []
+    for W in GPUS[1:]:  # one GPU has nothing to exchange
+        faster = min((first, second), key=lambda form: rows[form][W]["ms"])
+        if not changes or changes[-1][1] != faster:
+            changes.append((W, faster))
+    return changes
+
+
+def most_that_fit(machine, rows, form):
+    """The largest number of GPUs at which a form keeps to the memory, or None."""
+    fitting = [W for W in GPUS if rows[form][W]["memory_mb"] <= 1e3 * machine.memory]
+    return max(fitting, default=None)
 
 
 def in_words(machine, rows, first, second):
-    W, reason = crossover(machine, rows, first, second)
-    if reason == "never":
-        return f"{first} is faster than {second}, and fits, up to {GPUS[-1]} GPUs"
-    why = {"time": "is faster", "memory": f"is needed: {first} exceeds {machine.memory:g} GB"}
-    return f"{second} {why[reason]} from {W} GPUs on"
+    faster = ", ".join(f"{form} from {W} GPUs on" for W, form in crossovers(rows, first, second))
+    fits = " and ".join(
+        f"{form} up to {most_that_fit(machine, rows, form)} GPUs" for form in (first, second)
+    )
+    return f"the faster: {faster}; {machine.memory:g} GB hold {fits}"
 
 
 def markdown(rows):

@@ -359,14 +359,22 @@ def test_bytes_and_time_of_the_model_by_hand():
     assert scaling.sharded_queue(machine, loss, 4)["memory_mb"] == pytest.approx(200e-6)
 
 
-def test_ring_is_needed_where_the_gathered_keys_do_not_fit():
+def test_crossovers_are_where_time_or_memory_change_sides():
     machine, loss = scaling.Machine(memory=1.0), scaling.Loss(n=4096, D=1024)
     rows = scaling.table(machine, loss)
+    W = scaling.most_that_fit(machine, rows, "all-gather")
     # keys in bf16 and their gradients in float32, of W n rows
-    W, reason = scaling.crossover(machine, rows, "all-gather", "ring")
-    assert reason == "memory" and W * 4096 * 1024 * 6 > 1e9 >= W // 2 * 4096 * 1024 * 6
+    assert W * 4096 * 1024 * 6 <= 1e9 < 2 * W * 4096 * 1024 * 6
+    changes = scaling.crossovers(rows, "all-gather", "ring")
+    for i, (start, faster) in enumerate(changes):
+        slower = "ring" if faster == "all-gather" else "all-gather"
+        end = changes[i + 1][0] if i + 1 < len(changes) else 2 * scaling.GPUS[-1]
+        for gpus in scaling.GPUS:
+            if start <= gpus < end:
+                assert rows[faster][gpus]["ms"] <= rows[slower][gpus]["ms"]
+    assert changes[0][0] == 2
     words = scaling.in_words(machine, rows, "all-gather", "ring")
-    assert words == f"ring is needed: all-gather exceeds 1 GB from {W} GPUs on"
+    assert f"1 GB hold all-gather up to {W} GPUs" in words
 
 
 # The script that meets a GPU
