@@ -25,12 +25,12 @@ _IEEE = dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=2, maxnreg=255)
 TILES = {  # kind, D > 64
     ("half", False): dict(WIDTH=64, ROWS=64, COLS=64, num_warps=4, num_stages=2, maxnreg=255),
     ("half", True): dict(WIDTH=128, ROWS=64, COLS=32, num_warps=8, num_stages=2, maxnreg=255),
-    ("tf32x3", False): dict(WIDTH=64, ROWS=32, COLS=32, num_warps=4, num_stages=1, maxnreg=255),
-    ("tf32x3", True): dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=1, maxnreg=255),
+    ("tf32x3", False): dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=1, maxnreg=255),
+    ("tf32x3", True): dict(WIDTH=64, ROWS=16, COLS=16, num_warps=4, num_stages=1, maxnreg=255),
     ("ieee", False): _IEEE,
     ("ieee", True): _IEEE,
 }
-GATHER = dict(ROWS=32, num_warps=4)
+GATHER = dict(ROWS=32, num_warps=4, maxnreg=255)
 INTERPRETER_ROWS = 64  # the interpreter's time goes by instructions, not by numbers
 
 
