@@ -66,7 +66,7 @@ def questions(device, tiny):
     for width in (32,) if tiny else WIDTHS:
         q, k = (F.normalize(torch.randn(n, width, device=device)).to(torch.bfloat16)
                 for _ in range(2))  # fmt: skip
-        table = triton_launch.table_of(q)
+        table = tuning.table_of(q)
         for name, kernel in KERNELS.items():
             candidates = SQUARE if kernel == "triangle" else CANDIDATES
             function = launched(name, q, k)

@@ -95,6 +95,7 @@ def table_from(content, capability, file_name):
         "max_registers": base["max_registers"],
         "source": f"measured: {file_name}, commit {machine['commit']}",
         "tiled_up_to": widths_from(cross, base["tiled_up_to"]),
+        "color_attention": base["color_attention"],
         "tiles": tiles_from(tiles, base["tiles"]),
     }
 
@@ -102,7 +103,8 @@ def table_from(content, capability, file_name):
 def as_json(table):
     """Indented, a tile on one line."""
     text = json.dumps(table, indent=1)
-    return re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3, \4]", text) + "\n"
+    on_one_line = re.compile(r"\[[\d,\s]+\]")
+    return on_one_line.sub(lambda m: "[" + ", ".join(re.findall(r"\d+", m[0])) + "]", text) + "\n"
 
 
 def capability_of(device):

@@ -65,21 +65,16 @@ def is_fixed(temperature, normalize):
     return normalize and isinstance(temperature, float) and temperature >= 1 / 32
 
 
-def table_of(x):
-    """The key of TILES for the device of x."""
-    return tuning.name_for(torch.cuda.get_device_properties(x.device)) if x.is_cuda else "sm_80"
-
-
 def launch_options(kernel, x):
     """Keyword arguments of a tiled kernel ("rows" or "triangle") for rows like x [B, rows, D]."""
     kind, D = product(x.dtype), x.shape[-1]
     if INTERPRETED:
         rows, cols, warps, stages = *INTERPRETER_TILE, 4, 2
     else:
-        rows, cols, warps, stages = TILES[table_of(x)][kernel][kind][width(D)]
+        rows, cols, warps, stages = TILES[tuning.table_of(x)][kernel][kind][width(D)]
     return dict(D=D, WIDTH=width(D), ROWS=rows, COLS=cols, num_warps=warps, num_stages=stages,
                 PRECISION="ieee" if kind == "half" else kind, enable_fp_fusion=True,
-                maxnreg=MOST_REGISTERS[table_of(x)])  # fmt: skip
+                maxnreg=MOST_REGISTERS[tuning.table_of(x)])  # fmt: skip
 
 
 def why_not(op, *tensors):
@@ -97,7 +92,7 @@ def why_not(op, *tensors):
         return f"Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1), not {x.device}"
     if torch.cuda.get_device_properties(x.device).major < 8:
         return "Triton kernels need compute capability 8.0"
-    most = tuning.TABLES[table_of(x)]["tiled_up_to"][op][product(x.dtype)]
+    most = tuning.TABLES[tuning.table_of(x)]["tiled_up_to"][op][product(x.dtype)]
     if x.shape[-1] > most:
         precision = torch.get_float32_matmul_precision()
         rows = "half precision" if x.dtype != torch.float32 else (

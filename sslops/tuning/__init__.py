@@ -10,12 +10,16 @@ first call. benchmarks/tune.py writes a file from measurements; tests compile ev
     tiles          kernel -> kind of product -> WIDTH -> [ROWS, COLS, num_warps, num_stages]
     tiled_up_to    op -> kind of product -> the largest width D that the tiled engine takes; wider
                    rows go to the chunked engine. At most the widest WIDTH listed under tiles.
+    color_attention  kind of product -> narrow (D up to 64) or wide -> [WIDTH, ROWS, COLS,
+                   num_warps, num_stages]: its programs hold WIDTH columns of rows at a time
     source         where the choice comes from
 """
 
 import json
 import re
 from pathlib import Path
+
+import torch
 
 FOLDER = Path(__file__).parent
 
@@ -43,6 +47,11 @@ def file_name(device_name):
 # Read at import: reading a file in a call would break the graph under torch.compile.
 TABLES = load()
 _BY_NAME = {table["device"]: name for name, table in TABLES.items() if "device" in table}
+
+
+def table_of(x):
+    """The name of the table for the device of a tensor."""
+    return name_for(torch.cuda.get_device_properties(x.device)) if x.is_cuda else "sm_80"
 
 
 def name_for(properties):

@@ -29,6 +29,14 @@ def test_a_table_lists_tiles_for_every_width_that_it_tiles(name):
 
 
 @pytest.mark.parametrize("name", tuning.TABLES)
+def test_a_table_lists_tiles_of_colour_attention(name):
+    tiles = tuning.TABLES[name]["color_attention"]
+    assert tiles.keys() == {"half", "tf32x3", "ieee"}
+    for widths in tiles.values():
+        assert widths.keys() == {"narrow", "wide"} and all(len(t) == 5 for t in widths.values())
+
+
+@pytest.mark.parametrize("name", tuning.TABLES)
 def test_a_table_says_where_its_choice_comes_from_and_for_which_chip(name):
     table = tuning.TABLES[name]
     assert table["source"] and table["chip"] in ("sm_80", "sm_90", "sm_100")
