@@ -31,15 +31,19 @@ export OUT=${OUT:-$PWD/benchmarks/results}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$OUT"
 failed=0
+spent=0 # seconds that preparing took from the first part's time
 
-# part NAME COMMAND...: runs the command, at most the budget and a minute, with a log of its own.
+left() { echo $((BUDGET - spent)); }
+
+# part NAME COMMAND...: runs the command, at most the time left and 40 s, with a log of its own.
 part() {
     local name=$1 start=$SECONDS code=0
     shift
     echo "== $name: $*"
-    timeout -k 10 $((BUDGET + 40)) "$@" 2>&1 | tee "$OUT/$name.log" || code=$?
+    timeout -k 10 $(($(left) + 40)) "$@" 2>&1 | tee "$OUT/$name.log" || code=$?
     echo "== $name: exit $code after $((SECONDS - start)) s" | tee -a "$OUT/$name.log"
     [ $code -eq 0 ] || failed=1
+    spent=0
 }
 
 # The compiled kernels, where they are not built or csrc is newer; peers, where wheels are given.
@@ -55,6 +59,7 @@ prepare() {
     if [ -z "$built" ] || [ -n "$(find csrc setup.py -newer "$built" -type f | head -1)" ]; then
         [ -n "$DRY" ] || part build "$PYTHON" setup.py build_ext --inplace
     fi
+    spent=$SECONDS
 }
 
 # The files that hold tests for a GPU, by name: others may need what is not installed.
@@ -70,22 +75,24 @@ ceilings() { part ceilings "$PYTHON" benchmarks/ceilings.py ${DRY:+--tiny}; }
 
 engines() {
     part "engines${1:+_$1}" "$PYTHON" benchmarks/engines.py ${DRY:+--tiny} ${1:+--question "$1"} \
-        --budget "$BUDGET"
+        --budget "$(left)"
 }
 
 # Floors need the ceilings of this device: measured now unless a results file here has them.
 sweep() {
     if [ -n "$DRY" ]; then
-        part "sweep_$1" "$PYTHON" benchmarks/run.py --sweep "$1" --tiny --budget "$BUDGET"
+        part "sweep_$1" "$PYTHON" benchmarks/run.py --sweep "$1" --tiny --budget "$(left)"
         return
     fi
-    local start=$SECONDS
-    grep -qs '"ceilings"' "$OUT"/*.json || ceilings
-    part "sweep_$1" "$PYTHON" benchmarks/run.py --sweep "$1" --skip-done \
-        --budget $((BUDGET - (SECONDS - start)))
+    if ! grep -qs '"ceilings"' "$OUT"/*.json; then
+        local start=$((SECONDS - spent))
+        ceilings
+        spent=$((SECONDS - start))
+    fi
+    part "sweep_$1" "$PYTHON" benchmarks/run.py --sweep "$1" --skip-done --budget "$(left)"
 }
 
-train() { part train "$PYTHON" benchmarks/train_step.py ${DRY:+--tiny} --budget "$BUDGET"; }
+train() { part train "$PYTHON" benchmarks/train_step.py ${DRY:+--tiny} --budget "$(left)"; }
 
 ops() { (cd benchmarks/baselines && ls *.py | sed 's/\.py$//'); }
 

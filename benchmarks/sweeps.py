@@ -97,13 +97,13 @@ def entries(op, device, tiny=False):
     """[(dtype name, Case)] of an op's sweep; what benchmarks measure anyway if it has none."""
     cases = importlib.import_module(f"sslops.ops.{op}.cases")
     if tiny:
-        return [("float32", cases.case_of(s)) for s in TINY[op]] if op in TINY else [
-            ("float32", case.small()) for case in cases.MEASURED
-        ]  # fmt: skip
-    sweep = SWEEPS.get(op, lambda device: [("float32", c) for c in cases.MEASURED])
+        shapes = TINY.get(op) or [c.small() for c in cases.MEASURED if hasattr(c, "small")]
+        listed = [("float32", shape) for shape in shapes or cases.CASES[1:2]]
+    else:
+        listed = SWEEPS.get(op, lambda device: [("float32", c) for c in cases.MEASURED])(device)
     return [
         (dtype, cases.case_of(shape) if isinstance(shape, str) else shape)
-        for dtype, shape in sweep(device)
+        for dtype, shape in listed
     ]
 
 

@@ -216,20 +216,21 @@ def compare(setting, device, tiny, seconds):
 
 def sides_of(setting, device):
     """{name: side}, {name: why it is absent}."""
-    try:
-        from sslzoo import registry
-    except ModuleNotFoundError as error:
-        return {}, {"sslops": f"{error.name} is not installed"}
+    from sslzoo import registry
+
     name = next((n for n in setting.names if n in registry.methods()), None)
     if name is None:
         return {}, {"sslops": f"there is no method {' or '.join(setting.names)} yet"}
     side = min(int(1.15 * setting.size), setting.size + 32)
     images = torch.randint(0, 256, (max(256, 2 * setting.batch), 3, side, side), dtype=torch.uint8)
-    ours = Ours(setting, registry.method(name), images, device)
+    sides = {}
     try:
-        return {"sslops": ours, "lightly": Lightly(setting, name, ours, images, device)}, {}
+        sides["sslops"] = Ours(setting, registry.method(name), images, device)
+        sides["lightly"] = Lightly(setting, name, sides["sslops"], images, device)
     except ModuleNotFoundError as error:
-        return {"sslops": ours}, {"lightly": f"{error.name} is not installed"}
+        missing = "lightly" if sides else "sslops"
+        return sides, {missing: f"{error.name} is not installed"}
+    return sides, {}
 
 
 def peak(side, device):
