@@ -14,27 +14,37 @@ PIECE = 2**26  # logits of a piece of the rows, for the comparison at size
 def values(loss, tensors):
     """The output and the gradients, in float64."""
     out = loss(*tensors)
+    wanted = [t for t in tensors if t.requires_grad]
     upstream = measure.upstream_like(out.shape, torch.float32, out.device)
     upstream = None if upstream is None else upstream.to(out.dtype)
-    gradients = torch.autograd.grad(out, [t for t in tensors if t.requires_grad], upstream)
+    gradients = torch.autograd.grad(out, wanted, upstream) if wanted else ()
     return [x.detach().double() for x in (out, *gradients)]
 
 
-def check(make, part, op, backend, ours, eager, case, device, dtype):
+def check(peers, op, backend, ours, eager, case, device, dtype):
     """Stop unless the op agrees with the specification in float64 and, at size, with eager code.
 
     Eager code gets the same numbers in float32. With `part` it runs a piece of the rows at a time,
     and so at any size.
     """
-    small = case.small()
-    tensors, _ = small.inputs(device, dtype)
-    doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
-    own, exact = (make(op, name, small).loss for name in (backend, "reference"))
+    small = peers.small(case)
+    tensors = peers.inputs(small, device, dtype)
+    doubles = [as_leaf(t, torch.float64) for t in tensors]
+    own, exact = (peers.ours(name, small).loss for name in (backend, "reference"))
     compare(values(own, tensors), values(exact, doubles), dtype, "float64, small")
-    tensors, _ = case.inputs(device, dtype)
-    wide = [t.detach().float().requires_grad_(t.requires_grad) for t in tensors]
-    expected = values(eager.loss, wide) if part is None else in_parts(part, case, wide)
+    tensors = peers.inputs(case, device, dtype)
+    wide = [as_leaf(t, torch.float32) for t in tensors]
+    if peers.part is None:
+        expected = values(eager.loss, wide)
+    else:
+        expected = in_parts(peers.part, case, wide)
     compare(values(ours.loss, tensors), expected, dtype, "eager, at size")
+
+
+def as_leaf(x, dtype):
+    """The same numbers in another dtype; whole numbers stay as they are."""
+    x_ = x.detach().to(dtype) if x.is_floating_point() else x
+    return x_.requires_grad_(x.requires_grad)
 
 
 def in_parts(part, case, tensors):

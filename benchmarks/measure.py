@@ -103,6 +103,12 @@ def flushed_cache(index):
     return torch.empty(size, dtype=torch.uint8, device=f"cuda:{index}")
 
 
+def differentiate(loss, wanted):
+    """The backward pass, where there is one."""
+    if loss is not None and wanted:
+        torch.autograd.grad(loss, wanted, upstream_like(loss.shape, loss.dtype, loss.device))
+
+
 def one_run(variant, tensors, device):
     """Seconds of the forward pass and of the backward pass."""
     wanted = [t for t in tensors if t.requires_grad]
@@ -111,9 +117,7 @@ def one_run(variant, tensors, device):
     clock.mark()
     loss = variant.loss(*tensors)
     clock.mark()
-    if loss is not None:
-        upstream = upstream_like(loss.shape, loss.dtype, loss.device)
-        torch.autograd.grad(loss, wanted, upstream)
+    differentiate(loss, wanted)
     clock.mark()
     return clock.seconds()
 
@@ -187,9 +191,7 @@ def graph_ms(variant, tensors, device, repeats=20):
     wanted = [t for t in tensors if t.requires_grad]
 
     def step():
-        loss = variant.loss(*tensors)
-        if loss is not None:
-            torch.autograd.grad(loss, wanted, upstream_like(loss.shape, loss.dtype, loss.device))
+        differentiate(variant.loss(*tensors), wanted)
 
     graph = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
@@ -219,13 +221,8 @@ def launches(variant, tensors, device):
     wanted = [t for t in tensors if t.requires_grad]
     result = []
     forward = _profiled(lambda: result.append(variant.loss(*tensors)))
-    loss = result[0]
-    counts = {"forward": forward[0], "backward": 0, "waits": forward[1]}
-    if loss is not None:
-        upstream = upstream_like(loss.shape, loss.dtype, loss.device)
-        backward = _profiled(lambda: torch.autograd.grad(loss, wanted, upstream))
-        counts.update(backward=backward[0], waits=forward[1] + backward[1])
-    return counts
+    backward = _profiled(lambda: differentiate(result[0], wanted))
+    return {"forward": forward[0], "backward": backward[0], "waits": forward[1] + backward[1]}
 
 
 def _profiled(function):

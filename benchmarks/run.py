@@ -8,7 +8,6 @@ python benchmarks/run.py --sweep info_nce --budget 500
 """
 
 import argparse
-import functools
 import importlib
 import os
 import sys
@@ -24,9 +23,8 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 if "--tiny" in sys.argv:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
 
-import sslops  # noqa: E402
-from benchmarks import floors, gate, measure, results, sweeps  # noqa: E402
-from benchmarks.measure import Variant  # noqa: E402
+from benchmarks import floors, measure, results, sweeps  # noqa: E402
+from benchmarks.peers import Peers  # noqa: E402
 from sslops import registry  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -117,20 +115,17 @@ class Run:
         dtype, backend = DTYPES[dtype_name], self.options.backend
         if self.options.tiny and "triton" in registry.OPS[registered(op, case)].order:
             backend = "triton"
-        peers = importlib.import_module(f"benchmarks.baselines.{op}")
-        make = getattr(peers, "ours", own_variant)
-        ours = make(op, backend, case)
+        peers = Peers(op)
+        ours = peers.ours(backend, case)
         torch.compiler.reset()  # else a peer compiled for many shapes falls back to eager code
         variants = peers.baselines(case, self.device, dtype)
         if self.options.sweep and not compiles_in_sweeps(case, self.device):
             variants = [without_compiling(v) for v in variants]
-        part = getattr(peers, "part", None)
-        check = getattr(peers, "check", functools.partial(gate.check, make, part))
         print(f"\n{op}, {case.name}, D = {case.D}, {dtype_name}", flush=True)
-        check(op, backend, ours, variants[1], case, self.device, dtype)
-        rows = self.measured([ours, *variants], case, dtype, seconds)
-        form = getattr(peers, "form", lambda case: op)(case)
-        add_ratios(rows, floors.floor(form, case, dtype, self.rates))
+        peers.check(backend, ours, variants[1], case, self.device, dtype)
+        inputs = self.inputs(peers, case, dtype)
+        rows = self.measured([ours, *variants], inputs, seconds)
+        add_ratios(rows, floors.floor(peers.form(case), case, dtype, self.rates))
         print_table(rows)
         if self.options.json or self.options.sweep:
             about = dict(op=op, case=case.name, dtype=dtype_name, backend=backend, D=case.D)
@@ -138,12 +133,16 @@ class Run:
             path = results.add(self.machine, "records", [{**about, **row} for row in rows])
             print(f"wrote {path}", flush=True)
 
-    def measured(self, variants, case, dtype, seconds):
+    def inputs(self, peers, case, dtype):
+        """Sets of input tensors that are used in turn."""
+        sets = [peers.inputs(case, self.device, dtype)]
+        if sum(t.nbytes for t in sets[0]) < LARGE_BYTES:
+            sets += [peers.inputs(case, self.device, dtype, seed) for seed in range(1, INPUT_SETS)]
+        return sets
+
+    def measured(self, variants, inputs, seconds):
         """One row per variant: times, memory, or why it is absent. Ours first, then the floor."""
         device = self.device
-        inputs = [case.inputs(device, dtype)[0]]
-        if sum(t.nbytes for t in inputs[0]) < LARGE_BYTES:
-            inputs += [case.inputs(device, dtype, seed)[0] for seed in range(1, INPUT_SETS)]
         measure.one_run(variants[0], inputs[0], device)  # a fault of ours must surface
         variants = measure.able(variants, inputs[0], device)
         present = [v for v in variants if v.absent is None]
@@ -190,11 +189,6 @@ def best_ms(row):
     """Forward and backward: the median, as a graph where that was captured and is faster."""
     graph = row.get("graph_ms") or {}
     return min(row["ms"]["both"]["median"], graph.get("median", float("inf")))
-
-
-def own_variant(op, backend, case):
-    function = getattr(sslops, op)
-    return Variant("sslops", lambda *tensors: function(*tensors, **case.options, backend=backend))
 
 
 def registered(op, case):

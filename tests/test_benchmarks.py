@@ -14,6 +14,7 @@ import sslops
 from benchmarks import floors, gate, measure, report, results, run, scaling, sweeps, tune
 from benchmarks.baselines import color_attention, info_nce, key_queue, masking, nt_xent
 from benchmarks.measure import Variant
+from benchmarks.peers import Peers, own_variant
 from sslops import tuning
 from sslops.ops.color_attention import cases as color_cases
 from sslops.ops.info_nce import cases as info_nce_cases
@@ -174,16 +175,11 @@ def test_measured_ceilings_take_the_place_of_the_model():
 def test_ours_passes_the_gate_and_peers_compute_what_they_say(peers, case):
     torch.manual_seed(0)
     op = op_of(peers)
-    make = getattr(peers, "ours", run.own_variant)
-    ours = make(op, None, case)
+    peers = Peers(op)
+    ours = peers.ours(None, case)
     variants = peers.baselines(case, "cpu", torch.float32)
     variants = [v for v in variants if not v.name.startswith("torch.compile")]
-    check = getattr(peers, "check", None)
-    if check is None:
-        gate.check(make, getattr(peers, "part", None), op, None, ours, variants[1], case, "cpu",
-                   torch.float32)  # fmt: skip
-    else:
-        check(op, None, ours, variants[1], case, "cpu", torch.float32)
+    peers.check(None, ours, variants[1], case, "cpu", torch.float32)
     if op in ("masking", "key_queue"):
         return  # their check compares with the published code already
     tensors, _ = case.inputs()
@@ -194,19 +190,20 @@ def test_ours_passes_the_gate_and_peers_compute_what_they_say(peers, case):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=f"{v.name}: {a} {b}")
 
 
-def test_a_wrong_op_is_not_timed():
+def test_a_wrong_op_is_not_timed(monkeypatch):
     case = nt_xent_cases.case_of("20x16")
 
     def wrong(op, backend, case):
-        good = run.own_variant(op, backend, case)
+        good = own_variant(op, backend, case)
         if backend == "reference":
             return good
         return Variant("sslops", lambda *tensors: 1.001 * good.loss(*tensors))
 
-    eager = Variant("eager", nt_xent.eager)
+    peers = Peers("nt_xent")
+    monkeypatch.setattr(nt_xent, "ours", wrong, raising=False)
     with pytest.raises(SystemExit, match="no speed is measured"):
-        gate.check(wrong, nt_xent.part, "nt_xent", None, wrong("nt_xent", None, case), eager, case,
-                   "cpu", torch.float32)  # fmt: skip
+        peers.check(None, peers.ours(None, case), Variant("eager", nt_xent.eager), case, "cpu",
+                    torch.float32)  # fmt: skip
 
 
 @pytest.mark.parametrize("peers, case", MEASURED[:4], ids=lambda x: getattr(x, "name", ""))
