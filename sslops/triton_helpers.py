@@ -35,8 +35,12 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 @triton.jit
 def inverse_temperature(temperature):
     """1 / T of a number or of a 0-d tensor, which only the device reads."""
-    temperature = tl.to_tensor(temperature)  # the interpreter passes plain floats
-    if temperature.dtype.is_ptr():
+    if _INTERPRETED:  # passes a number as a plain float
+        if isinstance(temperature, float):
+            T = temperature
+        else:
+            T = tl.load(temperature).to(tl.float32)
+    elif temperature.dtype.is_ptr():
         T = tl.load(temperature).to(tl.float32)
     else:
         T = temperature
