@@ -262,13 +262,15 @@ def _resident_kib(field):
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def peak_mib(function, device):
+def peak_mib(function, device, has_run=False):
     """Peak memory of a call above what was in use before it, in MiB; None where not measurable.
 
     On a CPU it is the high-water mark of the resident set, which sees the allocations of PyTorch
-    and of C++ alike; Linux only. The call runs once before, so that one-time costs are not counted.
+    and of C++ alike; Linux only. The call runs once before, unless it has run already, so that
+    one-time costs are not counted.
     """
-    function()
+    if not has_run:
+        function()
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()

@@ -30,30 +30,63 @@ def by_device(paths):
     return {device: results.merge(files) for device, files in contents.items()}
 
 
-def grouped(records):
-    """{(op, case, dtype, backend): its records}, in their order."""
-    groups = {}
-    for record in records:
-        key = tuple(record.get(k) for k in ("op", "case", "dtype", "backend"))
-        groups.setdefault(key, []).append(record)
-    return groups
-
-
 def both_ms(record):
-    graph = (record.get("graph_ms") or {}).get("median")
-    median = record["ms"]["both"]["median"]
-    return median if graph is None else min(median, graph)
+    """Forward and backward: the median, as a graph where that was captured and is faster."""
+    graph = record.get("graph_ms") or {}
+    return min(record["ms"]["both"]["median"], graph.get("median", float("inf")))
 
 
 def number(value, unit=""):
     return "" if value is None else f"{value:.3g}{unit}"
 
 
+def case_table(rows):
+    """Every variant of one case, ours first; times are medians, their ratios of both passes."""
+    has_launches = any(row.get("launches") for row in rows)
+    head = ["", "forward ms", "backward ms", "both ms (20 % .. 80 %)", "× sslops", "peak MiB"]
+    head += ["launches"] * has_launches
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = variant_cells(row, both_ms(rows[0]))[: len(head)]
+        cells += [""] * (len(head) - len(cells))
+        lines.append("| " + " | ".join(cells) + " |")
+    return [line.replace("|  |", "| |") for line in lines]
+
+
+def variant_cells(row, own_ms):
+    if row.get("absent"):
+        return [row["variant"], f"absent: {row['absent']}"]
+    f, b, both = (row["ms"][part] for part in ("forward", "backward", "both"))
+    counts = row.get("launches")
+    return [
+        row["variant"],
+        f"{f['median']:.3g}",
+        f"{b['median']:.3g}",
+        f"{both['median']:.4g} ({both['q20']:.4g} .. {both['q80']:.4g})",
+        f"{both_ms(row) / own_ms:.2f}",
+        "not measured" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
+        f"{counts['forward']} + {counts['backward']}" if counts else "",
+    ]
+
+
+def in_short(ours):
+    """Our share of the floor and the best peer, as far as they are known."""
+    found = []
+    if "floor" in ours:
+        floor = ours["floor"]
+        found.append(f"{ours['share_of_floor']:.0%} of the floor ({floor['algorithm']}, "
+                     f"{floor['ms']:.4g} ms)")  # fmt: skip
+    if "best_peer" in ours:
+        ratio = ours["ratio_to_best_peer"]
+        found.append(f"best peer {ours['best_peer']}: {ratio:.2f} times our time")
+    return "; ".join(found)
+
+
 def ops_table(records):
     """One line for each case: ours, the floor, the best peer, memory."""
     lines = ["| op | case | dtype | ms | of the floor | best peer | its time / ours | peak MiB: "
              "ours, peer | launches |", "|---" * 9 + "|"]  # fmt: skip
-    for (op, case, dtype, backend), group in grouped(records).items():
+    for (op, case, dtype, backend), group in results.grouped("records", records).items():
         ours = next((r for r in group if r["variant"] == "sslops"), None)
         if ours is None or ours.get("absent"):
             continue

@@ -11,13 +11,12 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# What makes a record the same as an older one, which it then replaces.
+# What was measured together: it replaces an older measurement as a whole, as ratios are of one run.
 KEYS = {
-    "records": ("op", "case", "dtype", "backend", "variant"),
+    "records": ("op", "case", "dtype", "backend"),
     "ceilings": ("name",),
-    "engines": ("question", "case", "variant"),
-    "tiles": ("kernel", "kind", "width", "tile", "N"),
-    "steps": ("method", "model", "variant"),
+    "engines": ("question", "case"),
+    "steps": ("method", "model"),
 }
 
 
@@ -49,14 +48,17 @@ def add(machine, section, records):
 
 
 def merged(section, old, new):
-    """Both lists, the new record where a key is in both."""
-    by_key = {key_of(section, r): r for r in old}
-    by_key.update((key_of(section, r), r) for r in new)
-    return list(by_key.values())
+    """Both lists, the new records alone where a key is in both."""
+    together = {**grouped(section, old), **grouped(section, new)}
+    return [r for group in together.values() for r in group]
 
 
-def key_of(section, record):
-    return tuple(str(record.get(key)) for key in KEYS[section])
+def grouped(section, records):
+    """{key: the records measured together}, in their order."""
+    groups = {}
+    for record in records:
+        groups.setdefault(tuple(record.get(key) for key in KEYS[section]), []).append(record)
+    return groups
 
 
 def merge(contents):

@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 if "--tiny" in sys.argv:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
 
-from benchmarks import floors, measure, results, sweeps  # noqa: E402
+from benchmarks import floors, measure, report, results, sweeps  # noqa: E402
 from benchmarks.peers import Peers  # noqa: E402
+from benchmarks.report import both_ms  # noqa: E402
 from sslops import registry  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -119,7 +120,7 @@ class Run:
         ours = peers.ours(backend, case)
         torch.compiler.reset()  # else a peer compiled for many shapes falls back to eager code
         variants = peers.baselines(case, self.device, dtype)
-        if self.options.sweep and not compiles_in_sweeps(case, self.device):
+        if self.options.sweep and not sweeps.is_compiled(op, case, self.device):
             variants = [without_compiling(v) for v in variants]
         print(f"\n{op}, {case.name}, D = {case.D}, {dtype_name}", flush=True)
         peers.check(backend, ours, variants[1], case, self.device, dtype)
@@ -155,7 +156,7 @@ class Run:
                 same_loss=v.same_loss,
                 ms=times[v.name],
                 peak_mib=measure.peak_mib(
-                    lambda v=v: measure.one_run(v, inputs[0], device), device
+                    lambda v=v: measure.one_run(v, inputs[0], device), device, has_run=True
                 ),
                 launches=measure.launches(v, inputs[0], device),
                 graph_ms=self.graph_ms(v, inputs[0], times[v.name]),
@@ -174,32 +175,21 @@ def add_ratios(rows, floor):
     ours, bare, *others = rows
     if floor is None and not bare.get("absent"):
         floor = {"ms": bare["ms"]["both"]["median"], "algorithm": bare["variant"]}
-    time_ms = best_ms(ours)
+    time_ms = both_ms(ours)
     if floor is not None:
         ours["floor"] = floor
         ours["share_of_floor"] = floor["ms"] / time_ms
     rivals = [r for r in others if not r.get("absent") and r["same_loss"]]
     if rivals:
-        best = min(rivals, key=best_ms)
+        best = min(rivals, key=both_ms)
         ours["best_peer"] = best["variant"]
-        ours["ratio_to_best_peer"] = best_ms(best) / time_ms
-
-
-def best_ms(row):
-    """Forward and backward: the median, as a graph where that was captured and is faster."""
-    graph = row.get("graph_ms") or {}
-    return min(row["ms"]["both"]["median"], graph.get("median", float("inf")))
+        ours["ratio_to_best_peer"] = both_ms(best) / time_ms
 
 
 def registered(op, case):
     """The name under which the registry has what a case calls."""
     name = getattr(case, "function", getattr(case, "op", op))
     return name if name in registry.OPS else "enqueue_"
-
-
-def compiles_in_sweeps(case, device):
-    """Compiling takes seconds for each shape, on a CPU more than the sweep."""
-    return device == "cuda" and case.D in (64, 128, 768)
 
 
 def without_compiling(variant):
@@ -218,31 +208,9 @@ def size_of(case):
 
 
 def print_table(rows):
-    """Markdown; ratios are of medians of forward and backward together."""
-    ours = rows[0]
-    print(
-        "\n| | forward ms | backward ms | both ms (20 % .. 80 %) | × sslops | peak MiB | launches |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        if row.get("absent"):
-            print(f"| {row['variant']} | absent: {row['absent']} | | | | | |")
-            continue
-        f, b, both = (row["ms"][part] for part in ("forward", "backward", "both"))
-        peak = "not measured" if row["peak_mib"] is None else round(row["peak_mib"])
-        counts = row["launches"]
-        counts = f"{counts['forward']} + {counts['backward']}" if counts else ""
-        print(
-            f"| {row['variant']} | {f['median']:.3g} | {b['median']:.3g} "
-            f"| {both['median']:.4g} ({both['q20']:.4g} .. {both['q80']:.4g}) "
-            f"| {best_ms(row) / best_ms(ours):.2f} | {peak} | {counts} |"
-        )
-    if "floor" in ours:
-        print(f"\n{ours['share_of_floor']:.0%} of the floor ({ours['floor']['algorithm']}, "
-              f"{ours['floor']['ms']:.4g} ms)", end="")  # fmt: skip
-    if "best_peer" in ours:
-        print(f"; best peer {ours['best_peer']}: {ours['ratio_to_best_peer']:.2f} times our time")
-    print(flush=True)
+    print("", *report.case_table(rows), sep="\n")
+    if short := report.in_short(rows[0]):
+        print(f"\n{short}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ def info_nce(device):
         return replace(case, name=f"symmetric {shape}", options={"symmetric": True})
 
     if device == "cpu":
-        shapes = [f"{n}x128" for n in (256, 1024, 4096)] + ["2048x64", "2048x512"]
-        queues = ["256x4096x128", "256x16384x128"]
-        return [("float32", s) for s in (*shapes, symmetric("2048x128"), *queues)]
+        headline = [cases.MEASURED[0], cases.MEASURED[2], symmetric("2048x128")]
+        shapes = [f"{n}x128" for n in (4096, 1024, 256)] + ["2048x64", "2048x512"]
+        return [("float32", s) for s in (*headline, *shapes, "256x4096x128")]
     queues = [f"{n}x{m}x128" for m in (65536, 2**20) for n in (256, 4096)]
     first = [f"{n}x128" for n in GPU_ROWS] + queues + [symmetric(f"{n}x128") for n in GPU_ROWS]
     others = [f"{n}x{d}" for n in (4096, 65536, 16384, 1024, 262144) for d in WIDTHS if d != 128]
@@ -36,7 +36,8 @@ def _above(shape, rows):
 
 def nt_xent(device):
     if device == "cpu":
-        return [("float32", s) for s in ("256x128", "1024x128", "4096x128", "1024x512")]
+        (headline,) = importlib.import_module("sslops.ops.nt_xent.cases").MEASURED
+        return [("float32", s) for s in (headline, "1024x128", "256x128", "1024x512")]
     rows = [256 * 4**i for i in range(5)]  # pairs: 2N = 512 .. 131072
     first = [f"{n}x128" for n in rows]
     others = [f"{n}x{d}" for n in (16384, 2048) for d in WIDTHS if d != 128]
@@ -44,17 +45,18 @@ def nt_xent(device):
 
 
 def key_queue(device):
-    shapes = ["256x65536x128", "4096x65536x128"]
     if device == "cpu":
-        return [("float32", s) for s in shapes]
-    shapes += ["256x1048576x128", "4096x1048576x128", "256x65536x256"]
+        cases = importlib.import_module("sslops.ops.key_queue.cases")
+        return [("float32", case) for case in cases.MEASURED]
+    shapes = [f"{n}x{m}x128" for m in (65536, 2**20) for n in (256, 4096)] + ["256x65536x256"]
     return [(dtype, s) for s in shapes for dtype in DTYPES]
 
 
 def masking(device):
     if device == "cpu":
+        cases = importlib.import_module("sslops.ops.masking.cases")
         shapes = ["64x196x768", "64x196x1024", "restore-64x196x512", "8x1568x768"]
-        return [("float32", s) for s in shapes]
+        return [("float32", s) for s in (*cases.MEASURED[:2], *shapes)]
     # ViT-B, L and H (14 x 14 patches; H/14: 16 x 16), video: 8 x 14 x 14
     widths = ["256x196x768", "256x196x1024", "256x256x1280", "32x1568x768", "32x1568x1024"]
     shapes = [*widths, "restore-256x196x512", "restore-256x256x512", "restore-32x1568x384"]
@@ -82,6 +84,12 @@ def color_attention(device):
     ]
     batches = [f"loss-{b}x1024x3072x64x16" for b in (1, 8, 128)]
     return [(dtype, c) for dtype in DTYPES for c in (*cases.MEASURED, *propagation, *batches)]
+
+
+def is_compiled(op, case, device):
+    """Whether torch.compile takes part: it takes seconds for each shape."""
+    cases = importlib.import_module(f"sslops.ops.{op}.cases")
+    return case.D in (64, 128, 768) if device == "cuda" else case in cases.MEASURED
 
 
 TINY = {
