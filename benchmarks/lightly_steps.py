@@ -1,6 +1,7 @@
 """Training steps put together from lightly's parts, around the same backbone as ours.
 
-Each is an nn.Module: forward(views) -> loss, after_step(), and `transform(size)` for PIL images.
+Each is an nn.Module, made from a backbone and the configuration of our method: forward(views) ->
+loss, after_step(), and transform(size, views) for PIL images, blurred as often as our views.
 """
 
 import copy
@@ -14,7 +15,7 @@ from torch import nn
 
 
 class SimCLR(nn.Module):
-    def __init__(self, backbone, ours):
+    def __init__(self, backbone, config):
         super().__init__()
         d = backbone.num_features
         self.backbone, self.head = backbone, heads.SimCLRProjectionHead(d, d, 128)
@@ -30,17 +31,17 @@ class SimCLR(nn.Module):
 
     @staticmethod
     def transform(size, views):
-        return transforms.SimCLRTransform(input_size=size, gaussian_blur=0.5 if size > 64 else 0.0)
+        return transforms.SimCLRTransform(input_size=size, gaussian_blur=views[0].blur)
 
 
 class MoCo(nn.Module):
-    def __init__(self, backbone, ours):
+    def __init__(self, backbone, config):
         super().__init__()
-        d, queue = backbone.num_features, ours.queue.size
+        d, queue = backbone.num_features, config.queue_size
         self.backbone, self.head = backbone, heads.MoCoProjectionHead(d, d, 128)
         self.slow = copy.deepcopy(nn.ModuleList([self.backbone, self.head]))
         utils.deactivate_requires_grad(self.slow)
-        self.loss = losses.NTXentLoss(temperature=0.2, memory_bank_size=(queue, 128))
+        self.loss = losses.NTXentLoss(config.temperature, memory_bank_size=(queue, 128))
 
     def forward(self, views):
         query = self.head(self.backbone(views[0]))
@@ -56,18 +57,19 @@ class MoCo(nn.Module):
 
     @staticmethod
     def transform(size, views):
-        return transforms.MoCoV2Transform(input_size=size)
+        return transforms.MoCoV2Transform(input_size=size, gaussian_blur=views[0].blur)
 
 
 class MAE(nn.Module):
-    def __init__(self, backbone, ours):
+    def __init__(self, backbone, config):
         super().__init__()
         self.patch = backbone.patch_embed.patch_size[0]
         self.backbone = masked_vision_transformer_timm.MaskedVisionTransformerTIMM(vit=backbone)
         self.length = self.backbone.sequence_length
         self.decoder = masked_autoencoder_timm.MAEDecoderTIMM(
             num_patches=self.length - 1, patch_size=self.patch, embed_dim=backbone.embed_dim,
-            decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16,
+            decoder_embed_dim=config.decoder_width, decoder_depth=config.decoder_depth,
+            decoder_num_heads=config.decoder_heads,
         )  # fmt: skip
 
     def forward(self, views):
@@ -90,12 +92,11 @@ class MAE(nn.Module):
 
 
 class DINO(nn.Module):
-    PROTOTYPES = 65536
-
-    def __init__(self, backbone, ours):
+    def __init__(self, backbone, config):
         super().__init__()
-        d, K = backbone.num_features, self.PROTOTYPES
-        self.student = nn.Sequential(backbone, heads.DINOProjectionHead(d, 2048, 256, K))
+        d, K = backbone.num_features, config.prototypes
+        head = heads.DINOProjectionHead(d, config.head_hidden, config.head_bottleneck, K)
+        self.student = nn.Sequential(backbone, head)
         self.teacher = copy.deepcopy(self.student)
         utils.deactivate_requires_grad(self.teacher)
         self.loss = losses.DINOLoss(output_dim=K)
@@ -110,10 +111,11 @@ class DINO(nn.Module):
 
     @staticmethod
     def transform(size, views):
-        local = views[-1].size
+        blur = tuple(view.blur for view in (views[0], views[1], views[-1]))
         return transforms.DINOTransform(
-            global_crop_size=size, local_crop_size=local, n_local_views=len(views) - 2
-        )
+            global_crop_size=size, local_crop_size=views[-1].size, n_local_views=len(views) - 2,
+            gaussian_blur=blur,
+        )  # fmt: skip
 
 
-STEPS = {"simclr": SimCLR, "moco": MoCo, "moco_v2": MoCo, "mae": MAE, "dino": DINO}
+STEPS = {"simclr": SimCLR, "moco": MoCo, "mae": MAE, "dino": DINO}

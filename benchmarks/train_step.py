@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,9 +26,9 @@ from benchmarks import measure, results  # noqa: E402
 
 @dataclass(frozen=True)
 class Setting:
-    """One step to measure. `names`: the method's file, the first that exists."""
+    """One step to measure: a method's file, and what both sides are given."""
 
-    names: tuple[str, ...]
+    method: str
     backbone: str
     size: int
     batch: int
@@ -39,26 +39,30 @@ class Setting:
         return f"{self.backbone}, {self.size} x {self.size}, batch {self.batch}"
 
 
-MOCO, V2 = ("moco_v2", "moco"), {"version": "v2"}
-PAPER_DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
+DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
+# Neither groups of batch norm nor stochastic depth, which lightly's parts do not have.
+V2 = {"version": "v2", "temperature": 0.2, "key_momentum": 0.999, "bn_splits": 1}
+CROPS = {"drop_path": 0.0, "teacher_momentum": 0.996}
 GPU = [
-    Setting(("simclr",), "resnet18", 32, 512),
-    Setting(("simclr",), "resnet50", 224, 128),
-    Setting(("mae",), "vit_base_patch16_224", 224, 256, PAPER_DECODER),
-    Setting(MOCO, "resnet50", 224, 128, V2),
-    Setting(("dino",), "vit_small_patch16_224", 224, 64),
-]
+    Setting("simclr", "resnet18", 32, 512),
+    Setting("simclr", "resnet50", 224, 128, {"blur": 0.5}),
+    Setting("mae", "vit_base_patch16_224", 224, 256, DECODER),
+    Setting("moco", "resnet50", 224, 128, {**V2, "queue_size": 65536, "blur": 0.5}),
+    Setting("dino", "vit_small_patch16_224", 224, 64,
+            {**CROPS, "prototypes": 65536, "head_hidden": 2048, "local_crops": 8,
+             "local_size": 96, "blur": 1.0}),
+]  # fmt: skip
 CPU = [
-    Setting(("simclr",), "resnet18", 32, 64),
-    Setting(("mae",), "vit_tiny_patch16_224", 96, 32, PAPER_DECODER),
-    Setting(MOCO, "resnet18", 32, 64, V2),
-    Setting(("dino",), "vit_tiny_patch16_224", 64, 8),
+    Setting("simclr", "resnet18", 32, 64),
+    Setting("mae", "vit_tiny_patch16_224", 96, 32, DECODER),
+    Setting("moco", "resnet18", 32, 64, {**V2, "queue_size": 4096}),
+    Setting("dino", "vit_tiny_patch16_224", 64, 8, {**CROPS, "prototypes": 4096}),
 ]
 TINY = [
-    Setting(("simclr",), "convnet4", 32, 8),
-    Setting(("mae",), "vit_tiny_patch16_224", 32, 4, PAPER_DECODER),
-    Setting(MOCO, "convnet4", 32, 8, V2),
-    Setting(("dino",), "vit_tiny_patch16_224", 32, 2),
+    Setting("simclr", "convnet4", 32, 8),
+    Setting("mae", "vit_tiny_patch16_224", 32, 4, DECODER),
+    Setting("moco", "convnet4", 32, 8, {**V2, "queue_size": 16}),
+    Setting("dino", "vit_tiny_patch16_224", 32, 2, {**CROPS, "prototypes": 64}),
 ]
 
 
@@ -68,11 +72,10 @@ class Ours:
     def __init__(self, setting, module, images, device):
         from sslzoo import registry
 
-        known = {f.name for f in fields(module.Config)}
-        config = module.Config(**{k: v for k, v in setting.config.items() if k in known})
+        config = module.Config(**setting.config)
         if hasattr(module, "adapt"):
             config, _ = module.adapt(config, setting.batch, len(images))
-        self.views = module.views(config, setting.size)
+        self.config, self.views = config, module.views(config, setting.size)
         self.method = registry.method_class(module)(backbone_of(setting), config).to(device)
         self.loader = loader_of(images, self.views, setting, device)
         if hasattr(self.method, "plan"):
@@ -115,7 +118,7 @@ class Lightly:
         from benchmarks import lightly_steps
 
         step = lightly_steps.STEPS[name]
-        self.method = step(backbone_of(setting), ours.method).to(device)
+        self.method = step(backbone_of(setting), ours.config).to(device)
         transform = step.transform(setting.size, ours.views)
         data = TransformedImages(images, transform)
         workers = torch.multiprocessing.cpu_count() if device == "cuda" else 0
@@ -196,7 +199,7 @@ def one_step(side, device):
 
 def compare(setting, device, tiny, seconds):
     """A record for ours and for lightly's, or the reason why there is none."""
-    about = dict(method=setting.names[0], model=setting.model, tiny=tiny)
+    about = dict(method=setting.method, model=setting.model, tiny=tiny)
     sides, absent = sides_of(setting, device)
     times = {name: [] for name in sides}
     peaks = {name: peak(side, device) for name, side in sides.items()}
@@ -218,9 +221,9 @@ def sides_of(setting, device):
     """{name: side}, {name: why it is absent}."""
     from sslzoo import registry
 
-    name = next((n for n in setting.names if n in registry.methods()), None)
-    if name is None:
-        return {}, {"sslops": f"there is no method {' or '.join(setting.names)} yet"}
+    name = setting.method
+    if name not in registry.methods():
+        return {}, {"sslops": f"this checkout has no method {name}"}
     side = min(int(1.15 * setting.size), setting.size + 32)
     images = torch.randint(0, 256, (max(256, 2 * setting.batch), 3, side, side), dtype=torch.uint8)
     sides = {}
@@ -269,11 +272,11 @@ def main():
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = TINY if options.tiny else GPU if device == "cuda" else CPU
-    settings = [s for s in settings if options.method in (None, *s.names)]
+    settings = [s for s in settings if options.method in (None, s.method)]
     machine = measure.machine(device)
     end = time.monotonic() + options.budget
     for i, setting in enumerate(settings):
-        print(f"\n{setting.names[0]}: {setting.model}", flush=True)
+        print(f"\n{setting.method}: {setting.model}", flush=True)
         left = (end - time.monotonic()) / (len(settings) - i)
         rows = compare(setting, device, options.tiny, left / 2)
         for row in rows:

@@ -59,8 +59,13 @@ def baselines(case, device, dtype):
     def copy(keys):
         stored.copy_(keys)
 
-    published = Variant("facebookresearch/moco", MoCoQueue(case.size, case.D, device))
-    return [Variant("bare copy", copy), published, lightly_bank(case, device)]
+    published, compiled = (MoCoQueue(case.size, case.D, device) for _ in range(2))
+    return [
+        Variant("bare copy", copy),
+        Variant("facebookresearch/moco", published),
+        lightly_bank(case, device),
+        Variant("torch.compile of moco", torch.compile(compiled)),
+    ]
 
 
 def check(op, backend, own, published, case, device, dtype):

@@ -53,10 +53,11 @@ class Case:
         rows = self.rows
         keys = rows if self.negatives is None else self.M
         products = 2 if self.frozen else 3  # S, dQ, dK
+        keys_passes = 1 if self.frozen else 3  # a queue is read once: dQ is a sum of the same keys
         return {
             "flops": products * 2 * self.D * self.logits,
             "exps": self.logits,
-            "bytes": 3 * (rows + keys) * self.D * element_bytes,
+            "bytes": (3 * rows + keys_passes * keys) * self.D * element_bytes,
         }
 
 
