@@ -31,9 +31,9 @@ test-gpu: .venv/dev.stamp
 	$(BIN)/python -m pytest -m gpu
 
 bench: .venv/bench.stamp
-	$(BIN)/python benchmarks/run.py --json
 	$(BIN)/python benchmarks/run.py --sweep
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/pages.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .

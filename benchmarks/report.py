@@ -11,6 +11,7 @@ share of the floor: the least time that the device needs for the work.
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def number(value, unit=""):
     return "" if value is None else f"{value:.3g}{unit}"
 
 
+def time(ms):
+    """Three digits, and never a power of ten."""
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}" if ms >= 0.001 else "0"
+
+
 def case_table(rows):
     """Every variant of one case, ours first; times are medians, their ratios of both passes."""
     has_launches = any(row.get("launches") for row in rows)
@@ -50,7 +56,7 @@ def case_table(rows):
         cells = variant_cells(row, both_ms(rows[0]))[: len(head)]
         cells += [""] * (len(head) - len(cells))
         lines.append("| " + " | ".join(cells) + " |")
-    return [line.replace("|  |", "| |") for line in lines]
+    return [re.sub(r"\|  (?=\|)", "| ", line) for line in lines]
 
 
 def variant_cells(row, own_ms):
@@ -60,9 +66,9 @@ def variant_cells(row, own_ms):
     counts = row.get("launches")
     return [
         row["variant"],
-        f"{f['median']:.3g}",
-        f"{b['median']:.3g}",
-        f"{both['median']:.4g} ({both['q20']:.4g} .. {both['q80']:.4g})",
+        time(f["median"]),
+        time(b["median"]),
+        f"{time(both['median'])} ({time(both['q20'])} .. {time(both['q80'])})",
         f"{both_ms(row) / own_ms:.2f}",
         "not measured" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         f"{counts['forward']} + {counts['backward']}" if counts else "",
@@ -75,7 +81,7 @@ def in_short(ours):
     if "floor" in ours:
         floor = ours["floor"]
         found.append(f"{ours['share_of_floor']:.0%} of the floor ({floor['algorithm']}, "
-                     f"{floor['ms']:.4g} ms)")  # fmt: skip
+                     f"{time(floor['ms'])} ms)")  # fmt: skip
     if "best_peer" in ours:
         ratio = ours["ratio_to_best_peer"]
         found.append(f"best peer {ours['best_peer']}: {ratio:.2f} times our time")
@@ -96,7 +102,7 @@ def ops_table(records):
         share = ours.get("share_of_floor")
         lines.append(
             f"| {op}{f' ({backend})' if backend else ''} | {case} | {dtype} "
-            f"| {number(both_ms(ours))} | {'' if share is None else f'{share:.0%}'} "
+            f"| {time(both_ms(ours))} | {'' if share is None else f'{share:.0%}'} "
             f"| {ours.get('best_peer', '')} | {number(ours.get('ratio_to_best_peer'))} "
             f"| {number(ours.get('peak_mib'))}, {number(best.get('peak_mib'))} | {counts} |"
         )
@@ -149,13 +155,17 @@ def steps_table(records):
     return lines
 
 
+def machine_files(machine):
+    return results.path_of(machine).name.rpartition("_")[0] + "_*.json"
+
+
 def markdown(content):
     machine = content["machine"]
     head = ", ".join(f"{key} {value}" for key, value in machine.items() if key != "device")
     return "\n".join([
         f"# {machine['device']}", "", head, "",
         "Forward and backward together, medians; of small sizes on a GPU the time as a CUDA graph.",
-        "Every number is in the JSON file of the same name, with 20 % and 80 % quantiles.", "",
+        f"Every number is in {machine_files(machine)}, with 20 % and 80 % quantiles.", "",
         *ops_table(content.get("records", [])),
         *absent_table(content.get("records", [])),
         *ceilings_table(content.get("ceilings", [])),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sslops
-from benchmarks import floors, gate, measure, report, results, run, scaling, sweeps, tune
+from benchmarks import floors, gate, measure, pages, report, results, run, scaling, sweeps, tune
 from benchmarks.baselines import color_attention, info_nce, key_queue, masking, nt_xent
 from benchmarks.measure import Variant
 from benchmarks.peers import Peers, own_variant
@@ -289,6 +289,60 @@ def test_report_makes_a_table_and_a_picture_per_op(out):
     assert points == {"D = 8 float32": [(10, 3.0, 0.5), (20, 3.0, 0.25)]}
 
 
+def test_a_new_measurement_replaces_all_variants_of_an_older_one(out):
+    """Else a ratio would be taken between numbers of two runs."""
+    about = dict(op="nt_xent", case="a", dtype="float32", backend=None)
+    results.add(MACHINE, "records", [{**about, "variant": v} for v in ("sslops", "old peer")])
+    path = results.add(MACHINE, "records", [{**about, "variant": "sslops"}])
+    assert [r["variant"] for r in results.read(path)["records"]] == ["sslops"]
+
+
+def test_a_table_of_a_case_is_written_by_hand_alike():
+    rows = [row("sslops", 2.0), row("peer", 1234.5), dict(variant="gone", absent="why")]
+    assert report.case_table(rows) == [
+        "| | forward ms | backward ms | both ms (20 % .. 80 %) | × sslops | peak MiB |",
+        "|---|---|---|---|---|---|",
+        "| sslops | 2 | 2 | 2 (2 .. 2) | 1.00 | 1 |",
+        "| peer | 1234 | 1234 | 1234 (1234 .. 1234) | 617.25 | 1 |",
+        "| gone | absent: why | | | | |",
+    ]
+    rows[0]["launches"] = {"forward": 2, "backward": 1, "waits": 0}
+    assert report.case_table(rows)[2].endswith("| 1 | 2 + 1 |")
+
+
+# Pages
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda p: p.name)
+def test_pages_quote_the_results_files_as_they_are(page):
+    """Mended by: python benchmarks/pages.py"""
+    text = page.read_text()
+    assert pages.refreshed(text, page) == text
+
+
+def test_times_in_the_readme_come_from_results_files():
+    text = pages.BLOCK.sub("", (ROOT / "README.md").read_text())
+    assert " ms |" not in text and "MiB |" not in text
+    assert pages.BLOCK.search((ROOT / "README.md").read_text())
+
+
+def test_a_page_gets_the_newest_numbers_and_none_written_by_hand(out):
+    about = dict(op="nt_xent", case="4 pairs", dtype="float32", backend=None, D=8, size=4)
+    for date, ms in (("2026-01-02", 3.0), ("2026-01-03", 5.0)):
+        machine = {**MACHINE, "date": date, "cores": 2, "torch": "2.14"}
+        results.add(machine, "records", [{**about, **row("sslops", ms)}])
+    page = out / "docs" / "page.md"
+    case = "<!-- measured: some-cpu-2-cores, nt_xent, 4 pairs -->\n{}<!-- end -->\n"
+    old = case.format("| sslops | 1 |\n") + case.format("").replace("4 pairs", "overview")
+    old += case.format("").replace("nt_xent, 4 pairs", "steps")
+    new = pages.refreshed("before\n" + old + "after\n", page, out)
+    assert new.startswith("before\n") and new.endswith("after\n")
+    assert "| sslops | 5 | 5 | 5 (5 .. 5) | 1.00 | 1 |" in new and "| sslops | 1 |" not in new
+    assert "torch 2.14, 2026-01-03, commit abc ([results file](../some-cpu" in new
+    assert new.count("Not measured yet.") == 2  # no case called overview, no steps
+    assert pages.refreshed(new, page, out) == new
+
+
 # Tables of tiles and engines
 
 
@@ -374,6 +428,17 @@ def test_crossovers_are_where_time_or_memory_change_sides():
     assert f"1 GB hold all-gather up to {W} GPUs" in words
 
 
+def test_the_page_of_the_model_holds_what_the_model_computes():
+    page = (ROOT / "docs" / "scale.md").read_text()
+    lines = scaling.markdown(scaling.table(scaling.Machine(), scaling.Loss())).splitlines()
+    quoted = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(quoted) > 6 and set(quoted) <= set(lines)
+    written = json.loads((ROOT / "benchmarks" / "results" / "scaling.json").read_text())
+    assert written["table"] == json.loads(
+        json.dumps(scaling.table(scaling.Machine(), scaling.Loss()))
+    )
+
+
 # The script that meets a GPU
 
 
@@ -391,6 +456,17 @@ def test_gpu_script_runs_a_part_without_a_gpu_and_leaves_its_results(out):
     names = {r["name"] for r in json.loads(path.read_text())["ceilings"]}
     assert names == {"copy", "exp", "bfloat16", "float16", "float32"}
     assert "ceilings: exit 0" in (out / "ceilings.log").read_text()
+
+
+def test_gpu_script_sweeps_an_op_without_a_gpu(out):
+    pytest.importorskip("triton")
+    done = dry_run("sweep", "nt_xent", out=out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.glob("*.json")
+    records = json.loads(path.read_text())["records"]
+    assert {r["backend"] for r in records} == {None} and records[0]["variant"] == "sslops"
+    peers = {r["variant"] for r in records}
+    assert {"lightly NTXentLoss", "pytorch-metric-learning", "torch.compile"} <= peers
 
 
 def test_gpu_script_explains_itself(out):
