@@ -1,5 +1,6 @@
 # make demo    SimCLR on handwritten digits, in 3 minutes
-# make test    the test suite;  make test-all: with the slow tests;  make test-gpu: those for a GPU
+# make test    the test suite;  make test-all: with the slow tests
+# make test-gpu    those for a GPU;  make test-sanitizer: the CUDA kernels under compute-sanitizer
 # make bench   every op against its peers and its floor: measures, writes benchmarks/results/
 # make lint    style;           make clean: away with all that was built here
 
@@ -16,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # Threads that wait sleep: measured 7 times as fast where other programs use the same cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all test-gpu bench lint clean
+.PHONY: demo test test-all test-gpu test-sanitizer bench lint clean
 
 demo: .venv/zoo.stamp
 	$(BIN)/sslzoo demo
@@ -29,6 +30,14 @@ test-all: .venv/dev.stamp
 
 test-gpu: .venv/dev.stamp
 	$(BIN)/python -m pytest -m gpu
+
+# Out-of-bounds and misaligned accesses, races in shared memory, reads of memory never written.
+test-sanitizer: .venv/dev.stamp
+	for tool in memcheck racecheck initcheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(BIN)/python -m pytest -m gpu tests/ops/test_gpu_masking.py tests/ops/test_gpu_key_queue.py \
+	    || exit 1; \
+	done
 
 bench: .venv/bench.stamp
 	$(BIN)/python benchmarks/run.py --sweep

@@ -5,6 +5,7 @@ python benchmarks/pages.py
 A page holds what is to be quoted between two comments; what is between them is made here:
 
     <!-- measured: amd-epyc, nt_xent, 4096 pairs -->      one case, from the newest file that has it
+    <!-- measured: amd-epyc, headlines -->                the other ops' headline cases
     <!-- measured: amd-epyc, overview -->                 a line for each case of the newest file
     <!-- measured: amd-epyc, steps -->                    whole training steps
     <!-- end -->
@@ -48,7 +49,7 @@ def quotation(device, what, page, folder):
         else:
             lines = WHOLE[op](content)
         if lines:
-            return [source(content["machine"], path, page), "", *lines]
+            return [source(content, op, case, path, page), "", *lines]
     return ["Not measured yet."]
 
 
@@ -69,15 +70,51 @@ def steps(content):
     return report.steps_table(content.get("steps", []))[1:]
 
 
-WHOLE = {"overview": overview, "steps": steps}
+# What the README shows beside NT-Xent.
+HEADLINES = [
+    ("info_nce", "in-batch"),
+    ("info_nce", "symmetric"),
+    ("info_nce", "queue"),
+    ("masking", "encoder, ViT-B/16"),
+    ("masking", "decoder as wide as the encoder"),
+    ("color_attention", "loss, 32 x 1024 x 3072"),
+]
 
 
-def source(machine, path, page):
+def headlines(content):
+    lines = ["| | sslops: ms, MiB | eager or published code: ms, MiB | fastest peer: ms, MiB |",
+             "|---" * 4 + "|"]  # fmt: skip
+    for op, case in HEADLINES:
+        rows = [r for r in content.get("records", []) if (r["op"], r["case"]) == (op, case)]
+        if rows:
+            ours, eager, best = rows[0], rows[2], fastest(rows)
+            cells = (f"{report.time(report.both_ms(r))}, {report.number(r['peak_mib'])}"
+                     for r in (ours, eager, best))  # fmt: skip
+            lines.append(f"| {op}, {case} | " + " | ".join(cells) + f" ({best['variant']}) |")
+    return lines if lines[2:] else []
+
+
+def fastest(rows):
+    """Of the peers that compute the same; older files do not say that one does not."""
+    named = {r["variant"]: r for r in rows}
+    if "best_peer" in rows[0]:
+        return named[rows[0]["best_peer"]]
+    same = [r for r in rows[2:] if not r.get("absent") and "no ids_restore" not in r["variant"]]
+    return min(same, key=report.both_ms)
+
+
+WHOLE = {"headlines": headlines, "overview": overview, "steps": steps}
+
+
+def source(content, op, case, path, page):
     """What the numbers depend on, and where they are written."""
+    machine = content["machine"]
+    records = content.get("steps" if op == "steps" else "records", [])
+    commits = dict.fromkeys(r["commit"] for r in records if not case or r["case"] == case)
     cores = machine["cores"]
     link = os.path.relpath(path, page.parent)
     return (f"{machine['device']}, {cores} core{'s' * (cores != 1)}, torch {machine['torch']}, "
-            f"{machine['date']}, commit {machine['commit']} ([results file]({link})):")  # fmt: skip
+            f"{machine['date']}, commit {' and '.join(commits)} ([results file]({link})):")  # fmt: skip
 
 
 def main():

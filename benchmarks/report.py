@@ -49,17 +49,26 @@ def time(ms):
 def case_table(rows):
     """Every variant of one case, ours first; times are medians, their ratios of both passes."""
     has_launches = any(row.get("launches") for row in rows)
-    head = ["", "forward ms", "backward ms", "both ms (20 % .. 80 %)", "× sslops", "peak MiB"]
-    head += ["launches"] * has_launches
+    head = ["", "forward ms", "backward ms", "both ms (20 % .. 80 %)", "× sslops", "× floor",
+            "peak MiB"] + ["launches"] * has_launches  # fmt: skip
+    floor_ms = floor_of(rows)
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = variant_cells(row, both_ms(rows[0]))[: len(head)]
+        cells = variant_cells(row, both_ms(rows[0]), floor_ms)[: len(head)]
         cells += [""] * (len(head) - len(cells))
         lines.append("| " + " | ".join(cells) + " |")
     return [re.sub(r"\|  (?=\|)", "| ", line) for line in lines]
 
 
-def variant_cells(row, own_ms):
+def floor_of(rows):
+    """The floor's ms: what was worked out for the device, else the bare work beside ours."""
+    if "floor" in rows[0]:
+        return rows[0]["floor"]["ms"]
+    bare = [r for r in rows if "bare" in r["variant"] and not r.get("absent")]
+    return both_ms(bare[0]) if bare else None
+
+
+def variant_cells(row, own_ms, floor_ms):
     if row.get("absent"):
         return [row["variant"], f"absent: {row['absent']}"]
     f, b, both = (row["ms"][part] for part in ("forward", "backward", "both"))
@@ -70,6 +79,7 @@ def variant_cells(row, own_ms):
         time(b["median"]),
         f"{time(both['median'])} ({time(both['q20'])} .. {time(both['q80'])})",
         f"{both_ms(row) / own_ms:.2f}",
+        "" if floor_ms is None else f"{both_ms(row) / floor_ms:.2f}",
         "not measured" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         f"{counts['forward']} + {counts['backward']}" if counts else "",
     ]

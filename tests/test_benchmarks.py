@@ -298,13 +298,15 @@ def test_a_new_measurement_replaces_all_variants_of_an_older_one(out):
 
 
 def test_a_table_of_a_case_is_written_by_hand_alike():
-    rows = [row("sslops", 2.0), row("peer", 1234.5), dict(variant="gone", absent="why")]
+    rows = [row("sslops", 2.0), row("bare copy", 1.0), row("peer", 1236.0)]
+    rows.append(dict(variant="gone", absent="why"))
     assert report.case_table(rows) == [
-        "| | forward ms | backward ms | both ms (20 % .. 80 %) | × sslops | peak MiB |",
-        "|---|---|---|---|---|---|",
-        "| sslops | 2 | 2 | 2 (2 .. 2) | 1.00 | 1 |",
-        "| peer | 1234 | 1234 | 1234 (1234 .. 1234) | 617.25 | 1 |",
-        "| gone | absent: why | | | | |",
+        "| | forward ms | backward ms | both ms (20 % .. 80 %) | × sslops | × floor | peak MiB |",
+        "|---|---|---|---|---|---|---|",
+        "| sslops | 2 | 2 | 2 (2 .. 2) | 1.00 | 2.00 | 1 |",
+        "| bare copy | 1 | 1 | 1 (1 .. 1) | 0.50 | 1.00 | 1 |",
+        "| peer | 1236 | 1236 | 1236 (1236 .. 1236) | 618.00 | 1236.00 | 1 |",
+        "| gone | absent: why | | | | | |",
     ]
     rows[0]["launches"] = {"forward": 2, "backward": 1, "waits": 0}
     assert report.case_table(rows)[2].endswith("| 1 | 2 + 1 |")
@@ -337,7 +339,7 @@ def test_a_page_gets_the_newest_numbers_and_none_written_by_hand(out):
     old += case.format("").replace("nt_xent, 4 pairs", "steps")
     new = pages.refreshed("before\n" + old + "after\n", page, out)
     assert new.startswith("before\n") and new.endswith("after\n")
-    assert "| sslops | 5 | 5 | 5 (5 .. 5) | 1.00 | 1 |" in new and "| sslops | 1 |" not in new
+    assert "| sslops | 5 | 5 | 5 (5 .. 5) | 1.00 | | 1 |" in new and "| sslops | 1 |" not in new
     assert "torch 2.14, 2026-01-03, commit abc ([results file](../some-cpu" in new
     assert new.count("Not measured yet.") == 2  # no case called overview, no steps
     assert pages.refreshed(new, page, out) == new
