@@ -88,7 +88,7 @@ def headlines(content):
         rows = [r for r in content.get("records", []) if (r["op"], r["case"]) == (op, case)]
         if rows:
             ours, eager, best = rows[0], rows[2], fastest(rows)
-            cells = (f"{report.time(report.both_ms(r))}, {report.number(r['peak_mib'])}"
+            cells = (f"{report.time(report.both_ms(r))}, {report.mib(r)}"
                      for r in (ours, eager, best))  # fmt: skip
             lines.append(f"| {op}, {case} | " + " | ".join(cells) + f" ({best['variant']}) |")
     return lines if lines[2:] else []
@@ -112,9 +112,9 @@ def source(content, op, case, path, page):
     records = content.get("steps" if op == "steps" else "records", [])
     commits = dict.fromkeys(r["commit"] for r in records if not case or r["case"] == case)
     cores = machine["cores"]
-    link = os.path.relpath(path, page.parent)
+    link = f"[results file]({os.path.relpath(path, page.parent)})"
     return (f"{machine['device']}, {cores} core{'s' * (cores != 1)}, torch {machine['torch']}, "
-            f"{machine['date']}, commit {' and '.join(commits)} ([results file]({link})):")  # fmt: skip
+            f"{machine['date']}, commit {' and '.join(commits)} ({link}):")  # fmt: skip
 
 
 def main():

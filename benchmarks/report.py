@@ -46,6 +46,10 @@ def time(ms):
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}" if ms >= 0.001 else "0"
 
 
+def mib(row):
+    return "not measured" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+
+
 def case_table(rows):
     """Every variant of one case, ours first; times are medians, their ratios of both passes."""
     has_launches = any(row.get("launches") for row in rows)
@@ -80,7 +84,7 @@ def variant_cells(row, own_ms, floor_ms):
         f"{time(both['median'])} ({time(both['q20'])} .. {time(both['q80'])})",
         f"{both_ms(row) / own_ms:.2f}",
         "" if floor_ms is None else f"{both_ms(row) / floor_ms:.2f}",
-        "not measured" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
+        mib(row),
         f"{counts['forward']} + {counts['backward']}" if counts else "",
     ]
 
@@ -114,7 +118,7 @@ def ops_table(records):
             f"| {op}{f' ({backend})' if backend else ''} | {case} | {dtype} "
             f"| {time(both_ms(ours))} | {'' if share is None else f'{share:.0%}'} "
             f"| {ours.get('best_peer', '')} | {number(ours.get('ratio_to_best_peer'))} "
-            f"| {number(ours.get('peak_mib'))}, {number(best.get('peak_mib'))} | {counts} |"
+            f"| {mib(ours)}{', ' + mib(best) if best else ''} | {counts} |"
         )
     return lines
 
