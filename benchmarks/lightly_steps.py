@@ -92,12 +92,19 @@ class MAE(nn.Module):
 
 
 class DINO(nn.Module):
+    backbone_options = {"dynamic_img_size": True}  # crops of two sizes
+
     def __init__(self, backbone, config):
         super().__init__()
         d, K = backbone.num_features, config.prototypes
-        head = heads.DINOProjectionHead(d, config.head_hidden, config.head_bottleneck, K)
+        # Two heads: their weight norm cannot be copied.
+        head, taught = (
+            heads.DINOProjectionHead(d, config.head_hidden, config.head_bottleneck, K)
+            for _ in range(2)
+        )
+        taught.load_state_dict(head.state_dict())
         self.student = nn.Sequential(backbone, head)
-        self.teacher = copy.deepcopy(self.student)
+        self.teacher = nn.Sequential(copy.deepcopy(backbone), taught)
         utils.deactivate_requires_grad(self.teacher)
         self.loss = losses.DINOLoss(output_dim=K)
 

@@ -118,7 +118,8 @@ class Lightly:
         from benchmarks import lightly_steps
 
         step = lightly_steps.STEPS[name]
-        self.method = step(backbone_of(setting), ours.config).to(device)
+        backbone = backbone_of(setting, **getattr(step, "backbone_options", {}))
+        self.method = step(backbone, ours.config).to(device)
         transform = step.transform(setting.size, ours.views)
         data = TransformedImages(images, transform)
         workers = torch.multiprocessing.cpu_count() if device == "cuda" else 0
@@ -158,11 +159,11 @@ class TransformedImages(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[index].permute(1, 2, 0).numpy()))
 
 
-def backbone_of(setting):
+def backbone_of(setting, **options):
     from sslzoo import backbones
 
     torch.manual_seed(0)
-    return backbones.build(setting.backbone, image_size=setting.size)
+    return backbones.build(setting.backbone, image_size=setting.size, **options)
 
 
 def loader_of(images, views, setting, device):
