@@ -5,6 +5,7 @@ loss, after_step(), and transform(size, views) for PIL images, blurred as often 
 """
 
 import copy
+from typing import ClassVar
 
 import torch
 from lightly import loss as losses
@@ -92,7 +93,7 @@ class MAE(nn.Module):
 
 
 class DINO(nn.Module):
-    backbone_options = {"dynamic_img_size": True}  # crops of two sizes
+    backbone_options: ClassVar = {"dynamic_img_size": True}  # crops of two sizes
 
     def __init__(self, backbone, config):
         super().__init__()
