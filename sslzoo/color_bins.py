@@ -89,6 +89,11 @@ class Bins(nn.Module):
         logits = logits.float()
         return logits.logsumexp(-1) - (code.weights * logits.gather(-1, code.ids)).sum(-1)
 
+    def prior_cross_entropy(self, code):
+        """The same of a prediction that never looks at the image: the prior itself."""
+        log_prior = self.prior.clamp(min=torch.finfo(torch.float32).tiny).log()
+        return -(code.weights * log_prior[code.ids]).sum(-1)
+
     def decode(self, logits, temperature):
         """The annealed mean sum_q c_q softmax(logits / T)_q: [..., d]."""
         return (logits.float() / temperature).softmax(-1) @ self.centers
@@ -100,7 +105,7 @@ class Bins(nn.Module):
             values: iterable of [rows, d].
             smoothing: sigma of the Gaussian that smooths the prior, in the units of the centres; 0
                 is none.
-            uniform_share: lambda of `class_weights`.
+            uniform_share: lambda of `class_weights`; 1 sets the prior and weighs all bins alike.
         """
         counts = sum(torch.bincount(self.nearest(v), minlength=len(self)).double() for v in values)
         prior = smooth(counts / counts.sum(), self.centers.double(), smoothing)

@@ -117,12 +117,14 @@ class SplitBrain(nn.Module):
         })  # fmt: skip
 
     def survey(self, batches):
-        """Count how often each colour occurs in the training images."""
-        if self.config.rebalance:
-            colors = (pick(rgb_to_lab(x)[:, 1:], (self.side, self.side)) for x in batches)
-            self.ab_bins.rebalance((ab.flatten(0, 2) for ab in colors),
-                                   smoothing=self.config.prior_sigma,
-                                   uniform_share=self.config.uniform_share)  # fmt: skip
+        """Count how often each colour and each lightness occurs in the training images."""
+        pixels = torch.cat([
+            pick(rgb_to_lab(x), (self.side, self.side)).flatten(0, 2) for x in batches
+        ])  # fmt: skip
+        uniform_share = self.config.uniform_share if self.config.rebalance else 1.0
+        self.ab_bins.rebalance([pixels[:, 1:]], smoothing=self.config.prior_sigma,
+                               uniform_share=uniform_share)  # fmt: skip
+        self.l_bins.rebalance([pixels[:, :1]], smoothing=0, uniform_share=1.0)
 
     def forward(self, views, step):
         """Equations 2 and 4 for a batch of images; views: one tensor [B, 3, S, S], 0 to 1."""
@@ -184,6 +186,7 @@ def classification(logits, values, bins, counts, name):
     log = {
         f"{name}_loss": loss.detach(),
         f"{name}_kl": (cross_entropy.detach() - code.entropy()).mean(),
+        f"{name}_prior_loss": bins.prior_cross_entropy(code).mean(),
         f"{name}_top1": hits(logits.detach(), code, 1).mean(),
     }
     return loss, log

@@ -137,7 +137,17 @@ def test_the_prior_of_the_training_images_is_stored():
     assert ours.bins.weights.std() > 0.1
     even = method(rebalance=False)
     even.survey([x])
-    assert (even.bins.weights == 1).all()
+    torch.testing.assert_close(even.bins.weights, torch.ones(313))
+    assert torch.equal(even.bins.prior, ours.bins.prior)
+
+
+def test_a_prediction_of_the_prior_costs_its_cross_entropy():
+    bins, ab = color_bins(313, 10), torch.rand(50, 2) * 60 - 30
+    bins.rebalance([ab], smoothing=5.0, uniform_share=1.0)
+    code = bins.encode(ab)
+    found = bins.cross_entropy(bins.prior.clamp(min=1e-38).log().expand(50, -1), code)
+    torch.testing.assert_close(bins.prior_cross_entropy(code), found, rtol=1e-5, atol=1e-5)
+    assert code.entropy().mean() < found.mean() < math.log(313)
 
 
 # The loss
