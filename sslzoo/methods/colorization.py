@@ -107,11 +107,10 @@ class Colorization(nn.Module):
 
     def survey(self, batches):
         """Count how often each colour occurs in the training images."""
-        colors = (pick(rgb_to_lab(x)[:, 1:], (self.side, self.side)) for x in batches)
+        shape = self.side, self.side
+        counts = sum(self.bins.count(pick(rgb_to_lab(x)[:, 1:], shape)) for x in batches)
         uniform_share = self.config.uniform_share if self.config.rebalance else 1.0
-        self.bins.rebalance((ab.flatten(0, 2) for ab in colors),
-                            smoothing=self.config.prior_sigma,
-                            uniform_share=uniform_share)  # fmt: skip
+        self.bins.rebalance(counts, smoothing=self.config.prior_sigma, uniform_share=uniform_share)
 
     def forward(self, views, step):
         """Equation 2 for a batch of images; views: one tensor [B, 3, S, S], 0 to 1."""

@@ -118,13 +118,15 @@ class SplitBrain(nn.Module):
 
     def survey(self, batches):
         """Count how often each colour and each lightness occurs in the training images."""
-        pixels = torch.cat([
-            pick(rgb_to_lab(x), (self.side, self.side)).flatten(0, 2) for x in batches
-        ])  # fmt: skip
+        ab_count = l_count = 0
+        for x in batches:
+            lab = pick(rgb_to_lab(x), (self.side, self.side))
+            ab_count = ab_count + self.ab_bins.count(lab[..., 1:])
+            l_count = l_count + self.l_bins.count(lab[..., :1])
         uniform_share = self.config.uniform_share if self.config.rebalance else 1.0
-        self.ab_bins.rebalance([pixels[:, 1:]], smoothing=self.config.prior_sigma,
-                               uniform_share=uniform_share)  # fmt: skip
-        self.l_bins.rebalance([pixels[:, :1]], smoothing=0, uniform_share=1.0)
+        smoothing = self.config.prior_sigma
+        self.ab_bins.rebalance(ab_count, smoothing=smoothing, uniform_share=uniform_share)
+        self.l_bins.rebalance(l_count, smoothing=0, uniform_share=1.0)
 
     def forward(self, views, step):
         """Equations 2 and 4 for a batch of images; views: one tensor [B, 3, S, S], 0 to 1."""

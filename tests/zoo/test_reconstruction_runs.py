@@ -56,10 +56,12 @@ def test_a_run_leaves_metrics_and_pictures(run):
         row = list(csv.DictReader(file))[-1]
     expected = {
         "mae": {"visible_loss", "target_variance_min", "target_variance_median", "mask_ratio"},
-        "colorization": {"cross_entropy", "kl", "prior_cross_entropy", "bin_top1", "bin_top5", "gray_images", "ab_rmse",
-                         "chroma_ratio", "error_area", "error_area_rebalanced"},
-        "split_brain": {"ab_loss", "ab_kl", "ab_prior_loss", "lightness_prior_loss", "ab_top1", "lightness_loss", "lightness_kl",
-                        "lightness_top1", "L_feature_std", "ab_feature_std"},
+        "colorization": {"cross_entropy", "kl", "prior_cross_entropy", "bin_top1", "bin_top5",
+                         "gray_images", "ab_rmse", "chroma_ratio", "error_area",
+                         "error_area_rebalanced"},
+        "split_brain": {"ab_loss", "ab_kl", "ab_prior_loss", "ab_top1", "lightness_loss",
+                        "lightness_kl", "lightness_prior_loss", "lightness_top1",
+                        "L_feature_std", "ab_feature_std"},
     }[name]  # fmt: skip
     assert expected | {"loss", "feature_std", "effective_rank"} <= set(row)
     assert all(np.isfinite(float(row[key])) for key in expected)
@@ -87,7 +89,7 @@ def test_what_the_data_taught_is_in_the_checkpoint(run, images):
         return
     ab = rgb_to_lab(pixels / 255)[:, 1:, ::4, ::4].permute(0, 2, 3, 1)
     bins = color_bins(313, 10)
-    bins.rebalance([ab.flatten(0, 2)], smoothing=5.0, uniform_share=0.5)
+    bins.rebalance(bins.count(ab), smoothing=5.0, uniform_share=0.5)
     prefix = "bins" if name == "colorization" else "ab_bins"
     torch.testing.assert_close(state[f"{prefix}.prior"], bins.prior, rtol=0, atol=1e-6)
     torch.testing.assert_close(state[f"{prefix}.weights"], bins.weights, rtol=1e-4, atol=0)
