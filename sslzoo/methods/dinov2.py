@@ -40,7 +40,7 @@ class Config:
     """Options of DINOv2. The defaults suit images of 32 x 32; recipes hold the paper's."""
 
     prototypes: int = 0
-    """K of the image head; 0 follows the number of images. Paper: 131072 (65536 for ImageNet-1k)."""
+    """K of the image head; 0 follows the number of images. Paper: 131072; 65536 for ImageNet-1k."""
     patch_prototypes: int = 0
     """K of the patch head, where it is separate; 0 is that of the image head. Paper: 131072."""
     separate_heads: bool = True
