@@ -1,18 +1,16 @@
 """DINO against the specification: pairs, centre, schedules, clipping, freezing, collapse."""
 
 import math
-import signal
 
 import pytest
 import torch
+from stopped_runs import assert_stopping_changes_no_bit
 from torch import nn
 
 import sslops
 from sslzoo import backbones, heads, optimizers, registry, self_distillation
 from sslzoo.methods import dino
 from sslzoo.methods.dino import DINO, Config
-from sslzoo.training import Interrupted, set_up, train
-from sslzoo.training_config import TrainingConfig
 from sslzoo.watch import collapse_warning
 
 SMALL = dict(prototypes=32, head_hidden=16, head_bottleneck=8, drop_path=0.0)
@@ -210,12 +208,12 @@ def test_the_head_has_the_official_keys_and_prototypes_of_length_one():
 
 
 def test_initial_loss_is_near_log_k():
-    """Cosines in 256 dimensions: within -0.8 and 0.2 of log K, on real features about -0.7."""
+    """Cosines in 256 dimensions: within -0.8 and 0.2 of log K."""
     torch.manual_seed(0)
     options = Config(prototypes=4096, head_bottleneck=256)
     model = DINO(backbones.build("convnet4", image_size=16), options)
     first = model(crops(N=16, count=2), 0)["loss"].item()
-    assert -0.9 < first - math.log(4096) < 0.2
+    assert -0.8 < first - math.log(4096) < 0.2
 
 
 def test_small_crops_take_interpolated_positions():
@@ -304,7 +302,7 @@ def collapse_run(**options):
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(model.student.parameters(), lr=3e-3)
     x = 2 * torch.randn(64, 3, 1, 1, generator=generator)
-    for step in range(300):
+    for step in range(200):
         views = [x + 0.1 * torch.randn(64, 3, 1, 1, generator=generator) for _ in range(2)]
         outputs = model(views, step)
         optimizer.zero_grad()
@@ -381,31 +379,11 @@ def test_one_crop_size_is_one_pass_of_the_backbone():
 
 
 def test_a_stopped_run_goes_on_with_its_centre_to_the_same_bits(tmp_path):
-    def run(folder, stop_at=None, resume=False):
-        config = TrainingConfig(
-            backbone="convnet4", image_size=8, epochs=2, batch_size=359, log_every=4,
-            warmup_epochs=1, optimizer="adamw", base_lr=5e-4, weight_decay=0.04,
-            out=str(tmp_path / folder),
-        )  # fmt: skip
-        options = Config(prototypes=64, local_crops=1, flip=0.0, local_size=4)
-        setup = set_up("dino", options, config)
-        if stop_at is None:
-            train(setup, resume=resume)
-            return setup.method
-        after_step = setup.method.after_step
-        setup.method.after_step = lambda step: (
-            after_step(step), step == stop_at and signal.raise_signal(signal.SIGINT)
-        )  # fmt: skip
-        with pytest.raises(Interrupted):
-            train(setup)
-
-    whole = run("whole")
-    run("parts", stop_at=3)
+    config = Config(prototypes=64, local_crops=1)
+    whole = assert_stopping_changes_no_bit("dino", config, tmp_path, backbone="convnet4")
+    assert whole.center.any()
     state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 3 and state["method"]["center"].any()
-    resumed = run("parts", resume=True)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert state["method"]["center"].any()
 
 
 @pytest.mark.parametrize("wrong", [dict(teacher_temperature=0.0), dict(center_momentum=1.5),

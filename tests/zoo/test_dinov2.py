@@ -2,12 +2,10 @@
 
 import math
 import random
-import signal
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from stopped_runs import assert_stopping_changes_no_bit
 from torch import nn
 
 import sslops
@@ -17,8 +15,6 @@ from sslzoo.methods import dinov2
 from sslzoo.methods.dinov2 import Config, DINOv2
 from sslzoo.run_folder import load_backbone
 from sslzoo.self_distillation import SubsetResidual, vit_tokens
-from sslzoo.training import Interrupted, set_up, train
-from sslzoo.training_config import TrainingConfig
 from sslzoo.watch import collapse_warning
 
 SMALL = dict(prototypes=24, patch_prototypes=20, head_hidden=16, head_bottleneck=8,
@@ -379,36 +375,10 @@ def test_collapse_of_patches_is_warned_of_as_that_of_images():
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits_and_its_backbone_loads(tmp_path):
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        path = tmp_path / "images" / "train" / "ab"[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
-
-    def run(folder, stop_at=None, resume=False):
-        config = TrainingConfig(
-            data=str(tmp_path / "images"), backbone="vit_micro_p4", image_size=16, epochs=2,
-            batch_size=4, log_every=2, warmup_epochs=1, optimizer="adamw", base_lr=5e-4,
-            out=str(tmp_path / folder),
-        )  # fmt: skip
-        options = {**SMALL, "local_crops": 1, "registers": 2, "drop_path": 0.2}
-        setup = set_up("dinov2", Config(targets="centering", **options), config)
-        if stop_at is None:
-            train(setup, resume=resume)
-            return setup.method
-        after_step = setup.method.after_step
-        setup.method.after_step = lambda step: (
-            after_step(step), step == stop_at and signal.raise_signal(signal.SIGINT)
-        )  # fmt: skip
-        with pytest.raises(Interrupted):
-            train(setup)
-
-    whole = run("whole")
-    run("parts", stop_at=4)
-    resumed = run("parts", resume=True)
+    options = {**SMALL, "local_crops": 1, "registers": 2, "drop_path": 0.2}
+    config = Config(targets="centering", **options)
+    whole = assert_stopping_changes_no_bit("dinov2", config, tmp_path, backbone="vit_micro_p4")
     assert whole.center.any() and whole.patch_center.any()
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
     backbone, about = load_backbone(tmp_path / "whole")
     assert about["backbone_options"]["init_values"] == 0.1
     x = torch.randn(2, 3, 16, 16)
