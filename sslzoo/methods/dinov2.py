@@ -203,32 +203,28 @@ class DINOv2(nn.Module):
         B, x = len(global_0), self.resized(torch.cat([global_0, global_1]))
         masks = self.draw_masks(x)  # [2B, N]
         rows, columns = masks.nonzero().to(x.device).unbind(1)
-        weights = (1 / masks.sum(1).clamp(min=1)).to(x.device)[rows]
+        # 2B counts the crops without a mask as well.
+        weights = (1 / (2 * B * masks.sum(1).clamp(min=1))).to(x.device)[rows]
 
         # Teacher: whole crops.
         with torch.no_grad():
-            tokens = vit_tokens(self.backbone, x)
-            features, patches = self.split(tokens)
+            features, patches = self.split(vit_tokens(self.backbone, x))
             g_t = self.teacher_heads["dino_head"](features)
             g_t_patch = self.head(self.teacher_heads)(patches[rows, columns])
             P, P_patch = self.make_targets(g_t, g_t_patch)
 
         # Student: masked global crops, local ones as they are.
-        tokens = vit_tokens(self.student["backbone"], x, masks.to(x.device), self.mask_token)
-        h_s, patches = self.split(tokens)
-        h = [h_s, in_crop_order(lambda x: encode(self.student["backbone"], x), local)] if local \
-            else [h_s]  # fmt: skip
+        network = self.student["backbone"]
+        h_s, patches = self.split(vit_tokens(network, x, masks.to(x.device), self.mask_token))
+        h = [h_s, in_crop_order(lambda x: encode(network, x), local)] if local else [h_s]
         g_s = self.student["dino_head"](torch.cat(h)).view(len(views), B, -1)
         g_s_patch = self.head(self.student)(patches[rows, columns])
 
         # Student view s against teacher view t != s: what the official code swaps the crops for.
         tau = dict(student_temperature=config.student_temperature)
-        S = len(views)
-        pairs = 2 * S - 2
+        pairs = 2 * len(views) - 2
         of_view = sslops.dino_loss(g_s, reduction="none", **P, **tau).sum(1) / (pairs * B)
-        # 2B counts the crops without a mask as well.
         ibot = sslops.dino_loss(g_s_patch, weights=weights, reduction="sum", **P_patch, **tau)
-        ibot = ibot / (2 * B)
         koleo = 2 * sslops.koleo(h_s.view(2, B, -1))  # the sum over both crops
         loss = (config.dino_weight * of_view.sum() + config.ibot_weight * ibot
                 + config.koleo_weight * koleo)  # fmt: skip
