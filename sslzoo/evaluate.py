@@ -12,6 +12,7 @@ from sslzoo.run_folder import plain, replace_file, versions
 __all__ = ["AllConfig", "Common", "Subject", "evaluate", "evaluate_all", "percent"]
 
 FORMAT = 1  # of evaluation.json
+OF_FEATURES = ("cluster", "knn", "linear")  # protocols that never look at an image
 
 
 @dataclass
@@ -39,6 +40,9 @@ def evaluate(name, subject, config):
         DataError: the data does not allow it.
     """
     module = registry.evaluator(name)
+    if subject.is_sound and name not in OF_FEATURES:
+        raise DataError(f"{name} judges encoders of images; this one takes sounds, which "
+                        f"{', '.join(OF_FEATURES)} judge")  # fmt: skip
     subject.notes, subject.used = [], {}
     result = module.evaluate(subject, config)
     result.notes = [*subject.notes, *result.notes]

@@ -92,7 +92,7 @@ def import_weights(file, out, backbone=""):
     weights, used = backbone_weights(layout, tensors)
     name = backbone or find_backbone(layout, weights, file)
     about = {
-        "method": layout.name, "data": "", "kind": "images", "backbone": name,
+        "imported": layout.name, "data": "", "kind": "images", "backbone": name,
         "image_size": image_size(weights), "channels": 3,
         "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
     }  # fmt: skip

@@ -112,6 +112,16 @@ def test_an_unknown_layer_is_told(tmp_path):
         subject(tmp_path, layers="blocks.9")
 
 
+def test_the_raw_input_is_the_pixels_whatever_the_encoder(tmp_path):
+    raw = subject(tmp_path, raw=True)
+    features, labels = raw.features("test")
+    images = raw.data("test").images
+    mean, std = raw.about["mean"][0], raw.about["std"][0]
+    expected = (images.flatten(1).float() / 255 - mean) / std
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    assert len(labels) == 60 and raw.describe() == "pixels at 8 pixels"
+
+
 # The cache
 
 
