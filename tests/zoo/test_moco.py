@@ -193,6 +193,19 @@ def test_batch_norm_leaks_which_key_is_whose_unless_split_and_shuffled():
     assert blanks_that_know_their_key(8) < 0.25  # the groups of a batch overlap, shuffled or not
 
 
+def test_batch_norm_of_the_key_encoder_keeps_the_statistics_of_its_own_batches():
+    torch.manual_seed(0)
+    model = MoCo(Normalised(), Config(**SMALL)).train()
+    norm = model.key_encoder["backbone"].norm
+    assert norm.training
+    x_q, x_k = torch.randn(8, 24), 5 + torch.randn(8, 24)
+    model([x_q, x_k], 0)
+    model.after_step(1)
+    torch.testing.assert_close(norm.running_mean, 0.1 * x_k.mean(0))
+    torch.testing.assert_close(model.backbone.norm.running_mean, 0.1 * x_q.mean(0))
+    assert norm.num_batches_tracked.item() == 1 and norm.running_var.isfinite().all()
+
+
 def shapes(module):
     return {name: tuple(p.shape) for name, p in module.state_dict().items()}
 
