@@ -40,9 +40,11 @@ def evaluate(name, subject, config):
         DataError: the data does not allow it.
     """
     module = registry.evaluator(name)
-    if subject.is_sound and name not in OF_FEATURES:
-        raise DataError(f"{name} judges encoders of images; this one takes sounds, which "
-                        f"{', '.join(OF_FEATURES)} judge")  # fmt: skip
+    given = "sounds" if subject.is_sound else "the raw input" if subject.common.raw else ""
+    if given and name not in OF_FEATURES:
+        raise DataError(
+            f"{name} needs an encoder of images; {', '.join(OF_FEATURES)} judge {given}"
+        )
     subject.notes, subject.used = [], {}
     result = module.evaluate(subject, config)
     result.notes = [*subject.notes, *result.notes]

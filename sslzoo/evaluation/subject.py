@@ -195,9 +195,11 @@ class Subject:
     def describe(self, layer=None):
         """The features in words."""
         if self.common.raw:
-            return "log-mel features" if self.is_sound else f"pixels at {self.size} pixels"
-        where = f"{layer} ({self.common.tokens})" if layer else "output"
-        return f"{where} of {self.about['backbone']} at {self.size} pixels"
+            what = "log-mel features" if self.is_sound else "pixels"
+        else:
+            where = f"{layer} ({self.common.tokens})" if layer else "output"
+            what = f"{where} of {self.about['backbone']}"
+        return what if self.is_sound else f"{what} at {self.size} pixels"
 
     def _key(self, fingerprint, layer):
         size, mean, std = self.view

@@ -230,7 +230,9 @@ def test_cpc_trains_and_is_judged_from_the_command_line(table, tmp_path, capsys)
     assert entries[0]["options"]["label_column"] == "speaker"
     capsys.readouterr()
     assert main(["evaluate", "retrieval", str(run)]) == 2
-    assert "this one takes sounds, which cluster, knn, linear judge" in capsys.readouterr().err
+    assert (
+        "needs an encoder of images; cluster, knn, linear judge sounds" in capsys.readouterr().err
+    )
     assert main(["evaluate", "knn", str(run), "--layers", "gru"]) == 2
     assert "layers cannot be chosen for sounds" in capsys.readouterr().err
     assert main(["pretrain", "cpc", "--data", str(tmp_path / "none"), "--out", str(run)]) == 2
