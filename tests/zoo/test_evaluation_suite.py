@@ -1,6 +1,5 @@
 """What all protocols share: opening a backbone, the feature cache, evaluation.json, `all`."""
 
-import json
 
 import numpy as np
 import pytest
