@@ -102,8 +102,8 @@ def mask_rows(words, scores):
     for part, name in enumerate("JF"):
         values = np.array([pair[part] for pair in objects]).mean(0)
         means[name] = float(values[0])
-        rows += [Row(f"{words}{name}{kind}", float(value))
-                 for kind, value in zip(("", " recall", " decay"), values, strict=True)]  # fmt: skip
+        labels = (name, f"{name} recall", f"{name} decay")
+        rows += [Row(words + label, float(v)) for label, v in zip(labels, values, strict=True)]
     return [Row(f"{words}J&F", (means["J"] + means["F"]) / 2), *rows]
 
 
