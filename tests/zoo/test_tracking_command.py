@@ -1,4 +1,4 @@
-"""`sslzoo evaluate tracking` and `sslzoo propagate` on sprites, from the command line to the files."""
+"""`sslzoo evaluate tracking` and `sslzoo propagate` on sprites, from command line to files."""
 
 import io
 import json
@@ -154,9 +154,9 @@ def test_options_replace_those_of_the_protocol(sprites, tmp_path):
 
 def test_a_run_of_video_colorization_tracks_by_its_embeddings(sprites, tmp_path):
     data, run = str(sprites / "videos.parquet"), str(tmp_path / "run")
-    argv = ["pretrain", "video_colorization", "--data", data, "--backbone", "convnet4", "--out", run,
-            "--image_size", "32", "--batch_size", "2", "--epochs", "2", "--clips_per_video", "3",
-            "--log_every", "3", "--gap", "[1,2]", "--colors", "4", "--device", "cpu"]  # fmt: skip
+    argv = ["pretrain", "video_colorization", "--data", data, "--backbone", "convnet4",
+            "--out", run, "--image_size", "32", "--batch_size", "2", "--epochs", "2",
+            "--clips_per_video", "3", "--log_every", "3", "--gap", "[1,2]", "--colors", "4", "--device", "cpu"]  # fmt: skip
     assert main(argv) == 0
     assert {p.name for p in (tmp_path / "run" / "pictures").iterdir()} == {
         "colors_0002.png", "attention_0002.png"}  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_mask_goes_through_a_video_file(clip, capsys):
 
 
 def test_a_sequence_of_a_parquet_file_is_chosen_by_name(clip, sprites, capsys):
-    frames, masks = sprite_video(4, frames=7)
+    _, masks = sprite_video(4, frames=7)
     save_mask(clip / "mask.png", masks[0].byte())
     video = sprites / "videos.parquet"
     assert propagate(clip, video=video) == 2

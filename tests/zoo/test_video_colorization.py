@@ -301,6 +301,22 @@ def sprite_J(method, seed):
                     for f, t in zip(found[1:], masks[1:], strict=True)])  # fmt: skip
 
 
+def test_a_sprite_is_tracked_after_some_steps_and_not_before():
+    data, method = sprite_data(64), make(image_size=64)
+    stills = torch.stack([data.load(i) for i in range(0, len(data), 3)]).float() / 255
+    method.survey([stills])
+    before = [sprite_J(method.eval(), seed) for seed in (1000, 1001, 1002)]
+    optimizer = torch.optim.Adam(method.train().parameters(), lr=2e-3)
+    batches = loader(data, batch_size=2, gap=(1, 3), clips_per_video=100).epoch(0)
+    for step, batch in zip(range(80), batches, strict=False):
+        loss = method(batch.views, step)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = [sprite_J(method.eval(), seed) for seed in (1000, 1001, 1002)]
+    assert np.mean(before) < 0.3 and np.mean(after) > 0.6
+
+
 def test_the_method_is_found_by_its_name():
     module = registry.method("video_colorization")
     assert registry.method_class(module) is VideoColorization and module.DATA == "video"
