@@ -156,7 +156,8 @@ def test_a_run_of_video_colorization_tracks_by_its_embeddings(sprites, tmp_path)
     data, run = str(sprites / "videos.parquet"), str(tmp_path / "run")
     argv = ["pretrain", "video_colorization", "--data", data, "--backbone", "convnet4",
             "--out", run, "--image_size", "32", "--batch_size", "2", "--epochs", "2",
-            "--clips_per_video", "3", "--log_every", "3", "--gap", "[1,2]", "--colors", "4", "--device", "cpu"]  # fmt: skip
+            "--clips_per_video", "3", "--log_every", "3", "--gap", "[1,2]",
+            "--colors", "4", "--device", "cpu"]  # fmt: skip
     assert main(argv) == 0
     assert {p.name for p in (tmp_path / "run" / "pictures").iterdir()} == {
         "colors_0002.png", "attention_0002.png"}  # fmt: skip
