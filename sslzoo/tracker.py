@@ -29,9 +29,10 @@ class Tracker:
         if subject.about["channels"] != 3 or subject.about.get("kind") == "audio":
             raise DataError(f"{subject.source} takes no RGB images, which videos are made of")
         self.device, self.short_side = subject.device, config.size
-        self.protocol = chosen_protocol(config)
         self.patch = patch_size(subject.backbone)
-        self.embed, self.description = embedding(subject, layer)
+        method = own_method(subject, layer)
+        self.protocol = chosen_protocol(config, method)
+        self.embed, self.description = embedding(subject, layer, method)
 
     def input_size(self, height, width):
         """(height, width) of a frame as the encoder sees it."""
@@ -73,10 +74,20 @@ class Tracker:
         yield from propagation.propagate(chain([first], features), labels, self.protocol)
 
 
-def chosen_protocol(config):
-    """The protocol of a TrackerConfig, with what it says otherwise."""
+def own_method(subject, layer):
+    """The run's method, where it embeds videos itself and no layer was asked for; else None."""
+    if layer is not None or not Path(subject.source).exists():
+        return None
+    method = load_method(subject.source, trained=not subject.common.untrained)
+    return None if method is None else method.to(subject.device)
+
+
+def chosen_protocol(config, method=None):
+    """The protocol of a TrackerConfig, with what it or the method says otherwise."""
     names = ("temperature", "last_frames", "topk", "radius")
     changes = {name: getattr(config, name) for name in names if getattr(config, name)}
+    if config.protocol == "paper" and method is not None:
+        changes = {"temperature": method.config.test_temperature} | changes
     return replace(propagation.PROTOCOLS[config.protocol], **changes)
 
 
@@ -86,14 +97,11 @@ def patch_size(backbone):
     return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
 
-def embedding(subject, layer):
+def embedding(subject, layer, method):
     """(frames, an iterator of [3, H, W] -> an iterator of [D, h, w]; the embedding in words)."""
-    source, device = subject.source, subject.device
-    method = None
-    if layer is None and Path(source).exists():
-        method = load_method(source, trained=not subject.common.untrained)
     if method is not None:
-        return method.to(device).embed_video, f"embeddings of {subject.about['method']}"
+        return method.embed_video, f"embeddings of {subject.about['method']}"
+    device = subject.device
     dtype = DTYPES[subject.common.precision]
     _, mean, std = subject.view
     fitted = Fitted(subject.backbone)

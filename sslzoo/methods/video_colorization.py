@@ -57,7 +57,7 @@ class Config:
     temperature: float = 1.0
     """T of the attention in training; no unit, above 0. For normalised embeddings 0.05 to 0.07."""
     test_temperature: float = 0.5
-    """T when masks and keypoints are propagated, above 0."""
+    """T when masks and keypoints are carried by the paper's protocol, above 0."""
     normalize: bool = False
     """Embeddings of length 1, which the paper does not have."""
     conv3d_layers: int = 0

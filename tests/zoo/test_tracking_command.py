@@ -157,7 +157,7 @@ def test_a_run_of_video_colorization_tracks_by_its_embeddings(sprites, tmp_path)
     argv = ["pretrain", "video_colorization", "--data", data, "--backbone", "convnet4",
             "--out", run, "--image_size", "32", "--batch_size", "2", "--epochs", "2",
             "--clips_per_video", "3", "--log_every", "3", "--gap", "[1,2]",
-            "--colors", "4", "--device", "cpu"]  # fmt: skip
+            "--colors", "4", "--test_temperature", "0.25", "--device", "cpu"]  # fmt: skip
     assert main(argv) == 0
     assert {p.name for p in (tmp_path / "run" / "pictures").iterdir()} == {
         "colors_0002.png", "attention_0002.png"}  # fmt: skip
@@ -168,6 +168,8 @@ def test_a_run_of_video_colorization_tracks_by_its_embeddings(sprites, tmp_path)
         (description,) = found[untrained].details
         assert description == "embeddings of video_colorization"
     assert found[False].rows[:3] != found[True].rows[:3]
+    assert Tracker(judged, None, TrackerConfig(protocol="paper")).protocol.temperature == 0.25
+    assert Tracker(judged, None, TrackerConfig()).protocol.temperature == 0.1
     names = {path.name for path in (tmp_path / "run" / "evaluation").iterdir()}
     assert {"tracking_left.mp4", "tracking_untrained_left.mp4"} <= names
 
