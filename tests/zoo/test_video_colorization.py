@@ -17,7 +17,7 @@ from sslzoo.lab import rgb_to_lab
 from sslzoo.methods import video_colorization
 from sslzoo.methods.video_colorization import Config, VideoColorization
 
-CELLS = 8  # of a side
+CELLS = 12  # of a side
 
 
 def make(image_size=32, backbone="convnet4", **options):
@@ -42,13 +42,13 @@ class Knowing(VideoColorization):
 
 
 def moving_clip(shifts, seed=0):
-    """[1, frames, 3, 32, 32]: a block of coloured cells that moves by whole cells over one colour.
+    """[1, frames, 3, 48, 48]: a block of coloured cells that moves by whole cells over one colour.
 
-    It stays off the rim, so the cells' colours move with it whatever shrinks the frame.
+    It stays two cells off the rim, where shrinking a frame weighs pixels in another way.
     """
     rng = np.random.default_rng(seed)
     colors = torch.tensor([0.8, 0.3, 0.2])[:, None, None].repeat(1, CELLS, CELLS)
-    colors[:, 1:5, 1:5] = torch.from_numpy(rng.random((3, 4, 4), np.float32))
+    colors[:, 2:6, 2:6] = torch.from_numpy(rng.random((3, 4, 4), np.float32))
     cells = torch.stack([colors.roll(shift, (1, 2)) for shift in shifts])
     return cells.repeat_interleave(4, -1).repeat_interleave(4, -2)[None]
 
@@ -101,7 +101,7 @@ def test_embeddings_that_know_the_motion_copy_every_colour():
     meters = method.meters(outputs)
     assert meters["color_top1"] == 1 and outputs["loss"] < 1e-3
     assert meters["attention_entropy"] < math.log(3) + 1e-3  # it looks at one cell of each frame
-    assert meters["copied_top1"] < 0.95
+    assert meters["copied_top1"] < 0.97
 
 
 def test_our_loss_falls_where_that_with_two_softmaxes_cannot():
