@@ -1,5 +1,7 @@
 # make demo    SimCLR on handwritten digits, in 3 minutes
-# make test    the test suite;  make test-all: with the slow tests;  make test-gpu: those for a GPU
+# make test    the test suite;  make test-all: with the slow tests
+# make test-gpu    those for a GPU;  make test-sanitizer: the CUDA kernels under compute-sanitizer
+# make bench   every op against its peers and its floor: measures, writes benchmarks/results/
 # make lint    style;           make clean: away with all that was built here
 
 PYTHON ?= python3
@@ -15,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # Threads that wait sleep: measured 7 times as fast where other programs use the same cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all test-gpu lint clean
+.PHONY: demo test test-all test-gpu test-sanitizer bench lint clean
 
 demo: .venv/zoo.stamp
 	$(BIN)/sslzoo demo
@@ -28,6 +30,19 @@ test-all: .venv/dev.stamp
 
 test-gpu: .venv/dev.stamp
 	$(BIN)/python -m pytest -m gpu
+
+# Out-of-bounds and misaligned accesses, races in shared memory, reads of memory never written.
+test-sanitizer: .venv/dev.stamp
+	for tool in memcheck racecheck initcheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(BIN)/python -m pytest -m gpu tests/ops/test_gpu_masking.py tests/ops/test_gpu_key_queue.py \
+	    || exit 1; \
+	done
+
+bench: .venv/bench.stamp
+	$(BIN)/python benchmarks/run.py --sweep
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/pages.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
@@ -44,6 +59,11 @@ $(BIN)/python:
 .venv/dev.stamp: $(SOURCES) | $(BIN)/python
 	@echo "Installing into .venv and compiling: a few minutes the first time."
 	$(PIP) -e '.[zoo,dev]'
+	touch .venv/zoo.stamp $@
+
+.venv/bench.stamp: $(SOURCES) | $(BIN)/python
+	@echo "Installing the peers into .venv and compiling: some minutes the first time."
+	$(PIP) -e '.[zoo,bench]'
 	touch .venv/zoo.stamp $@
 
 clean:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from threadpoolctl import threadpool_limits
 
 
@@ -14,6 +16,20 @@ def shared_data():
         if (parent / "shared" / "data").is_dir():
             return parent / "shared" / "data"
     pytest.skip("no folder shared/data with real images beside the repository")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of smooth colour images, 40 to train and 10 to test."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for i in range(count):
+            path = folder / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 255, (5, 5, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((32, 32), Image.BICUBIC).save(path)
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="module")
