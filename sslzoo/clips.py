@@ -28,7 +28,7 @@ class ClipSpec:
         crop_scale: smallest and largest share of a frame's area in the crop.
         crop_ratio: smallest and largest width / height of the crop.
         flip: probability of a horizontal flip.
-        mean, std: taken for what image views have too; clips are RGB from 0 to 1.
+        mean, std, crop_padding: what image views have too; clips are RGB from 0 to 1.
     """
 
     size: int
@@ -40,6 +40,7 @@ class ClipSpec:
     flip: float = 0.5
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    crop_padding: int = 0
 
 
 def draw_clips(spec, seed, epoch, indices, lengths, heights, widths):
