@@ -21,6 +21,7 @@ HEADLINES = {
     "cluster": r"matched accuracy$",
     "robustness": r"^mean error under corruption$",
     "transfer": r"",
+    "tracking": r"^J&F$",
     "attention": r"^Jaccard",
     "embedding": r"^silhouette of the features$",
     "efficiency": r"^forward, speed$",

@@ -15,7 +15,7 @@ FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF"
 LOSSLESS_BYTES = 2**18  # a larger picture becomes a JPEG where that is much smaller
 JPEG_QUALITY = 88
 EPOCHS = 8  # pictures of one name, evenly spaced over the training
-VIDEO_BYTES = 2**25
+VIDEO_BYTES = 2**25  # of all videos of a run
 SIDE = 1000  # of a map, in the whole numbers that the page holds
 
 TITLES = {
@@ -104,14 +104,15 @@ def final_map(run):
 
 
 def videos(run):
-    """MP4 files of the run folder, as `sslzoo propagate` writes them."""
-    found = []
+    """MP4 files of the run folder, as `sslzoo propagate` and `evaluate tracking` write them."""
+    found, left = [], VIDEO_BYTES
     for path in sorted([*run.path.glob("*.mp4"), *run.path.glob("*/*.mp4")]):
         name = str(path.relative_to(run.path))
         if inside(run, name) is None:
             continue
         content = path.read_bytes()
-        fits = len(content) <= VIDEO_BYTES
+        fits = len(content) <= left
+        left -= len(content) * fits
         note = "" if fits else f"left out: {len(content) / 2**20:.0f} MiB"
         found.append({"title": name, "note": note,
                       "uri": data_uri("video/mp4", content) if fits else None})  # fmt: skip

@@ -151,6 +151,18 @@ def test_many_epochs_are_thinned_to_evenly_spaced_ones(tmp_path):
     assert set(np.diff(epochs)) <= {5, 6}
 
 
+def test_videos_beyond_the_limit_are_named_and_left_out(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    for name, size in (("a", 60), ("b", 50), ("c", 40)):
+        (run / "evaluation" / f"{name}.mp4").write_bytes(bytes(size))
+    monkeypatch.setattr(media, "VIDEO_BYTES", 100)
+    found = media.videos(read_run(run, "run"))
+    assert [(v["title"], bool(v["uri"])) for v in found] == [
+        ("evaluation/a.mp4", True), ("evaluation/b.mp4", False), ("evaluation/c.mp4", True),
+    ]  # fmt: skip
+    assert "left out" in page_of(run)
+
+
 def test_names_that_are_code_are_escaped(tmp_path):
     text = page_of(make_run(tmp_path / "run", word=HOSTILE))
     assert "<script>hacked" not in text and '<img src="x"' not in text
