@@ -5,7 +5,6 @@ one-process loss on the concatenated batch. DDP averages gradients, so every par
 gradient of the one-process loss.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -115,9 +114,7 @@ class Ring(NamedTuple):
     def pass_on(self, tensors, step):
         """Start to send what belongs to rank - step; returns what will come, and the transfers."""
         rank, ranks = rank_and_size(self.group)
-        to, source = (
-            dist.get_global_rank(self.group, (rank + d) % ranks) for d in (1, -1)
-        )
+        to, source = (dist.get_global_rank(self.group, (rank + d) % ranks) for d in (1, -1))
         n = self.sizes[(rank - step - 1) % ranks]
         tensors = [t.contiguous() for t in tensors]
         coming = [t.new_empty(t.shape[0], n, *t.shape[2:]) for t in tensors]
@@ -185,12 +182,13 @@ def gather_rows(rows, group, sizes=None):
     return _GatherRows.apply(rows, sizes, group), sum(sizes[: dist.get_rank(group)])
 
 
-def mean_scale(all_rows, group):
+def mean_scale(rows, group):
     """What turns the sum over a rank's rows into its share of the mean over all ranks' rows.
 
     The average of the shares over ranks is that mean, whatever the numbers of rows, none included.
     """
-    return dist.get_world_size(group) / all_rows if all_rows else math.nan
+    total = sum_over_ranks(torch.full((), rows.numel(), device=rows.device), group)
+    return dist.get_world_size(group) / total.to(rows.dtype)
 
 
 def is_available():

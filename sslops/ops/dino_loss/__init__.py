@@ -123,8 +123,7 @@ def _mean(rows, pairs, group):
     N = rows.shape[1]
     if group is None:
         return rows.sum() / (pairs * N) if N else rows.sum() * torch.nan
-    all_rows = distributed.sum_over_ranks(torch.full((), N, device=rows.device), group)
-    return rows.sum() * (distributed.rank_and_size(group)[1] / (pairs * all_rows))
+    return rows.sum() * (distributed.mean_scale(rows[0], group) / pairs)
 
 
 @torch.no_grad()

@@ -48,6 +48,14 @@ def in_batch_rows(query, key, temperature, route, options):
     return InfoNCERows(loss, lse, positive, rank)
 
 
+def check_backend(name, backend):
+    """Blocks need a backend that has them."""
+    if backend not in (None, *BACKENDS):
+        raise RuntimeError(
+            f"{name}: backend {backend!r} cannot run here: a ring needs {' or '.join(BACKENDS)}"
+        )
+
+
 def as_tensor(temperature, like):
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if isinstance(temperature, torch.Tensor):
