@@ -57,8 +57,9 @@ def block_gradients(backend, query, keys, temperature, rows, columns, *, normali
                     positive_at=None, excluded_at=None, wants=(True, True)):  # fmt: skip
     """Gradients of a block, which may have no rows or no columns."""
     if query.shape[1] and keys.shape[1]:
+        places = dict(positive_at=positive_at, excluded_at=excluded_at)
         return _gradients(backend, query, keys, temperature, rows, columns, normalize=normalize,
-                          positive_at=positive_at, excluded_at=excluded_at, wants=wants)  # fmt: skip
+                          wants=wants, **places)  # fmt: skip
     return tuple(
         temperature.new_zeros(x.shape) if wanted else None
         for x, wanted in zip((query, keys), wants, strict=True)
