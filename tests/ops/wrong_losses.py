@@ -17,9 +17,8 @@ def _gathered(x, group):
 
 def lost_gradients(z0, z1, group=None):
     """The right value; negatives on other ranks get no gradient (vissl #123)."""
-    q, k = F.normalize(z0.float(), dim=-1), F.normalize(z1.float(), dim=-1)
-    if z0.dtype == torch.float64:
-        q, k = F.normalize(z0, dim=-1), F.normalize(z1, dim=-1)
+    wide = torch.promote_types(z0.dtype, torch.float32)
+    q, k = (F.normalize(z.to(wide), dim=-1) for z in (z0, z1))
     first, scale = 0, 1 / len(q)
     if group is not None:
         parts, rank = _gathered(k, group), dist.get_rank(group)
@@ -33,9 +32,9 @@ def lost_gradients(z0, z1, group=None):
 
 def local_mean(z0, z1, group=None):
     """Neither a group's negatives nor uneven batches count (lightning-bolts #179)."""
-    logits = F.normalize(z0, dim=-1) @ F.normalize(z1, dim=-1).T / 0.25
-    return F.cross_entropy(logits.to(torch.promote_types(z0.dtype, torch.float32)),
-                           torch.arange(len(z0)))  # fmt: skip
+    wide = torch.promote_types(z0.dtype, torch.float32)
+    q, k = (F.normalize(z.to(wide), dim=-1) for z in (z0, z1))
+    return F.cross_entropy(q @ k.T / 0.25, torch.arange(len(q)))
 
 
 def right(z0, z1, group=None):
