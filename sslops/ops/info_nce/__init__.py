@@ -79,7 +79,8 @@ def info_nce(
         negative_keys: None (the other rows' keys are the negatives), [M, D] or [..., M, D] (the
             same negatives for all N rows), or [..., N, M, D] with negative_mode="paired"; or a
             KeyQueue of width D, whose dtype may be another. Its rows are not normalised again,
-            and it may be written to between this call and backward, as MoCo does.
+            and it may be written to between this call and backward, as MoCo does. A sharded one
+            stays where it is: all ranks of its group must call together.
         temperature: float > 0, or a 0-d tensor, which may require grad.
         reduction: "mean", "sum" or "none".
         negative_mode: "unpaired" or "paired" (each query has negatives of its own).
@@ -122,6 +123,7 @@ def info_nce(
     arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     arguments.check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
     arguments.check_choice("exchange", exchange, ("auto", "gather", "ring"))
+    backend = backend or registry.FORCED_BACKEND
     # A queue's keys are the same on all ranks, paired negatives are of one query only.
     spread = group is not None and negative_mode == "unpaired"
     shards = None
@@ -132,7 +134,7 @@ def info_nce(
         )
         spread = False
     _check_tensors(query, positive_key, negative_keys, negative_mode)
-    if negative_keys is not None and symmetric:
+    if symmetric and negative_keys is not None:
         raise ValueError("symmetric needs negative_keys=None (the other rows' keys)")
     temperature = arguments.check_temperature(temperature, query)
 
@@ -142,8 +144,8 @@ def info_nce(
     uniform = reduction != "none"
     with torch.autocast(query.device.type, enabled=False):
         if shards is not None:
-            rows = across_ranks.queue_rows(q, k, negatives, temperature, shards,
-                                           across_ranks.Options(backend, **options))  # fmt: skip
+            blocks = across_ranks.Options(backend, **options)
+            rows = across_ranks.queue_rows(q, k, negatives, temperature, shards, blocks)
         elif group is not None and negatives is None:
             rows = _across_ranks(backend, q, k, temperature, symmetric, group, exchange, uniform,
                                  options)  # fmt: skip
@@ -155,9 +157,8 @@ def info_nce(
                              **options)  # fmt: skip
     scale = None if group is None else distributed.mean_scale(rows.loss, group)
     loss = reduce_rows(rows.loss.reshape(shape), reduction, scale)
-    if not return_stats:
-        return loss
-    return loss, InfoNCEStats(*(x.reshape(shape) for x in rows[1:]))
+    stats = InfoNCEStats(*(x.reshape(shape) for x in rows[1:])) if return_stats else None
+    return (loss, stats) if return_stats else loss
 
 
 def _group_of_shards(queue, backend):

@@ -109,6 +109,7 @@ def _across_ranks(backend, z, temperature, group, exchange, uniform, options):
     """Row losses against the views of all ranks."""
     route = distributed.route(z[None], group, exchange)
     if isinstance(route, distributed.Ring):
+        backend = backend or registry.FORCED_BACKEND
         across_ranks.check_backend("nt_xent", backend)
         options = across_ranks.Options(backend, **options)
         rows = across_ranks.in_batch_rows(z[None], None, temperature, route, options)
