@@ -42,7 +42,9 @@ class Model(nn.Module):
     def __init__(self, dtype, unused=()):
         super().__init__()
         generator = torch.Generator().manual_seed(1)
-        weights = [torch.randn(WIDTH, FEATURES, generator=generator) / 3 for _ in range(2)]
+        first, noise = torch.randn(2, WIDTH, FEATURES, generator=generator) / 3
+        # Views resemble each other, as in training: else the temperature's gradient cancels.
+        weights = first, first + noise / 2
         self.first, self.second = (nn.Parameter(w.to(dtype)) for w in weights)
         self.temperature = nn.Parameter(torch.tensor(0.25, dtype=dtype))
         for name in unused:  # DDP would wait for their gradients
@@ -64,7 +66,7 @@ def inputs(rows):
     """Two views of every row of the whole batch."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(rows, WIDTH, generator=generator)
-    return x, x + torch.randn(rows, WIDTH, generator=generator)
+    return x, x + torch.randn(rows, WIDTH, generator=generator) / 2
 
 
 # The losses: of two features [n, D], a temperature and a group
