@@ -111,6 +111,7 @@ def dino_loss(
         raise ValueError(f"skip_same_view leaves no pair of {S} student and {T} teacher views")
 
     with torch.autocast(student.device.type, enabled=False):
+        center = None if center is None else center.detach()
         rows = _backends(backend, student, teacher.detach(), center, weights, **temperatures,
                          skip_same_view=skip_same_view)  # fmt: skip
     if reduction == "none":
