@@ -32,7 +32,7 @@ from sslops import distributed
 
 WIDTH, FEATURES = 12, 16
 # Relative to the norm of the expected; rounding to bfloat16 is 2^-9 a number, gradients too.
-ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 2**-6}
+ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 2**-7}
 BATCHES = {"even": [4, 4, 4, 4], "uneven": [5, 2, 4, 1], "empty": [5, 3, 4, 0]}
 
 
