@@ -1,6 +1,7 @@
 # make demo    SimCLR on handwritten digits, in 3 minutes
 # make test    the test suite;  make test-all: with the slow tests
 # make test-gpu    those for a GPU;  make test-sanitizer: the CUDA kernels under compute-sanitizer
+# make bench   every op against its peers and its floor: measures, writes benchmarks/results/
 # make lint    style;           make clean: away with all that was built here
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # Threads that wait sleep: measured 7 times as fast where other programs use the same cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all test-gpu test-sanitizer lint clean
+.PHONY: demo test test-all test-gpu test-sanitizer bench lint clean
 
 demo: .venv/zoo.stamp
 	$(BIN)/sslzoo demo
@@ -38,6 +39,11 @@ test-sanitizer: .venv/dev.stamp
 	    || exit 1; \
 	done
 
+bench: .venv/bench.stamp
+	$(BIN)/python benchmarks/run.py --sweep
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/pages.py
+
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,6 +59,11 @@ $(BIN)/python:
 .venv/dev.stamp: $(SOURCES) | $(BIN)/python
 	@echo "Installing into .venv and compiling: a few minutes the first time."
 	$(PIP) -e '.[zoo,dev]'
+	touch .venv/zoo.stamp $@
+
+.venv/bench.stamp: $(SOURCES) | $(BIN)/python
+	@echo "Installing the peers into .venv and compiling: some minutes the first time."
+	$(PIP) -e '.[zoo,bench]'
 	touch .venv/zoo.stamp $@
 
 clean:

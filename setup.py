@@ -6,8 +6,21 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import Extension, setup
+
+try:
+    from pybind11.setup_helpers import Pybind11Extension, build_ext
+except ModuleNotFoundError:  # a machine without network: torch brings pybind11's headers
+    from importlib.util import find_spec
+
+    from setuptools.command.build_ext import build_ext
+
+    def Pybind11Extension(name, sources, cxx_std, include_dirs, extra_compile_args, **options):
+        headers = Path(find_spec("torch").origin).parent / "include"
+        flags = [f"-std=c++{cxx_std}", "-fvisibility=hidden", "-g0", *extra_compile_args]
+        return Extension(name, sources, include_dirs=[*include_dirs, str(headers)],
+                         extra_compile_args=flags, language="c++", **options)  # fmt: skip
+
 
 CPU_SOURCES = ["csrc/binding.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
 CUDA_SOURCES = sorted(map(str, Path("csrc").glob("*.cu")))

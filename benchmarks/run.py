@@ -1,15 +1,18 @@
-"""Correctness first, then time and memory of an op against the floor and what people run today.
+"""Correctness first, then time and memory of ops against the floor and what people run today.
 
-python benchmarks/run.py --op nt_xent
-python benchmarks/run.py --op info_nce --shape 256x65536x128 --json
+python benchmarks/run.py                              every op at its usual sizes
+python benchmarks/run.py --op nt_xent --json          one of them; writes the results file
+python benchmarks/run.py --op info_nce --shape 256x65536x128 --dtype bfloat16
+python benchmarks/run.py --sweep                      sizes from small to large; writes as it goes
+python benchmarks/run.py --sweep info_nce --budget 500
 """
 
 import argparse
-import functools
 import importlib
-import json
-import re
+import os
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,135 +20,197 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 
-import sslops  # noqa: E402
-from benchmarks import measure  # noqa: E402
-from benchmarks.measure import Variant  # noqa: E402
+if "--tiny" in sys.argv:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
+
+from benchmarks import floors, measure, report, results, sweeps  # noqa: E402
+from benchmarks.peers import Peers  # noqa: E402
+from benchmarks.report import both_ms  # noqa: E402
+from sslops import registry  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Largest error of the loss and of a gradient, relative to the largest value.
-ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 INPUT_SETS = 3
-OPS = ["color_attention", "info_nce", "key_queue", "masking", "nt_xent"]
+LARGE_BYTES = 2**28  # inputs that no cache holds: one set of them will do
+OPS = sorted(p.stem for p in (ROOT / "benchmarks" / "baselines").glob("*.py"))
+SWEEP_BUDGET = {"cpu": 250, "cuda": 500}  # seconds, all ops together
+GRAPH_MS = 1.0  # calls that take less are also timed as a CUDA graph
 
 
 def main():
     options = parse()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[options.dtype]
-    cases = importlib.import_module(f"sslops.ops.{options.op}.cases")
     machine = measure.machine(device)
-    print("\n".join(f"{key:<8} {value}" for key, value in machine.items()))
-    records = []
-    for case in [cases.case_of(options.shape)] if options.shape else cases.MEASURED:
-        peers = importlib.import_module(f"benchmarks.baselines.{options.op}")
-        # Some ops say themselves how they are called and what makes them correct.
-        make = getattr(peers, "ours", own_variant)
-        ours = make(options.op, options.backend, case)
-        variants = peers.baselines(case, device, dtype)
-        correct = getattr(peers, "check", functools.partial(check, make))
-        correct(options.op, options.backend, ours, variants[1], case, device, dtype)
-        rows = measured(ours, variants, case, device, dtype, options.repeats)
-        print_table(options, case, rows)
-        records += [dict(op=options.op, case=case.name, dtype=options.dtype, **row) for row in rows]
-    if options.json:
-        write(machine, records)
+    print("\n".join(f"{key:<8} {value}" for key, value in machine.items()), flush=True)
+    run = Run(options, device, machine)
+    if options.sweep:
+        run.sweep(OPS if options.sweep == "all" else [options.sweep])
+    else:
+        for op in options.op or OPS:
+            cases = importlib.import_module(f"sslops.ops.{op}.cases")
+            shapes = [cases.case_of(options.shape)] if options.shape else cases.MEASURED
+            for case in shapes:
+                run.case(op, case, options.dtype)
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--op", required=True, choices=OPS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--op", action="append", choices=OPS, help="default: every op")
     parser.add_argument("--backend", help="force a backend; default: the first that can run")
     parser.add_argument("--shape", help="as in cases.case_of of the op; default: its MEASURED")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
     )
-    parser.add_argument("--repeats", type=int, default=9, help="runs of every variant")
-    parser.add_argument("--json", action="store_true", help="write benchmarks/results/")
-    return parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=9, help="runs of every variant at most")
+    parser.add_argument("--json", action="store_true", help="write the results file")
+    parser.add_argument(
+        "--sweep", nargs="?", const="all", choices=["all", *OPS], help="implies --json"
+    )
+    parser.add_argument("--budget", type=float, help="seconds that a sweep may take")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a sweep of the GPU's code in Triton's interpreter"
+    )
+    parser.add_argument("--skip-done", action="store_true", help="keep records of this commit")
+    options = parser.parse_args()
+    if options.shape and len(options.op or ()) != 1:
+        parser.error("--shape needs one --op")
+    return options
 
 
-def own_variant(op, backend, case):
-    function = getattr(sslops, op)
-    return Variant("sslops", lambda *tensors: function(*tensors, **case.options, backend=backend))
+class Run:
+    """Measures cases and writes what it finds."""
+
+    def __init__(self, options, device, machine):
+        self.options, self.device, self.machine = options, device, machine
+        self.rates = floors.ceilings(machine) if device == "cuda" else {}
+        self.done = self.records_of_this_commit() if options.skip_done else set()
+
+    def records_of_this_commit(self):
+        records = results.read(results.path_of(self.machine)).get("records", [])
+        return {(r["op"], r["case"], r["dtype"], r["backend"])
+                for r in records if r["commit"] == self.machine["commit"]}  # fmt: skip
+
+    def sweep(self, ops):
+        """Every op gets an equal share of the time; what it leaves over goes to the next."""
+        end = time.monotonic() + (self.options.budget or SWEEP_BUDGET[self.device])
+        for i, op in enumerate(ops):
+            share = (end - time.monotonic()) / (len(ops) - i)
+            self.sweep_op(op, time.monotonic() + share)
+
+    def sweep_op(self, op, end):
+        listed = sweeps.entries(op, self.device, self.options.tiny)
+        entries = [(dtype, case) for dtype, case in listed
+                   if (op, case.name, dtype, self.options.backend) not in self.done]  # fmt: skip
+        for i, (dtype, case) in enumerate(entries):
+            left = end - time.monotonic()
+            if left <= 0:
+                names = ", ".join(f"{c.name} {d}" for d, c in entries[i:])
+                print(f"\n{op}: out of time, not measured: {names}", flush=True)
+                return
+            self.case(op, case, dtype, seconds=left / (2 * (len(entries) - i)))
+
+    def case(self, op, case, dtype_name, seconds=float("inf")):
+        """Gate, measure, print and write one case."""
+        dtype, backend = DTYPES[dtype_name], self.options.backend
+        if self.options.tiny and "triton" in registry.OPS[registered(op, case)].order:
+            backend = "triton"
+        peers = Peers(op)
+        ours = peers.ours(backend, case)
+        torch.compiler.reset()  # else a peer compiled for many shapes falls back to eager code
+        variants = peers.baselines(case, self.device, dtype)
+        if self.options.sweep and not sweeps.is_compiled(op, case, self.device):
+            variants = [without_compiling(v) for v in variants]
+        print(f"\n{op}, {case.name}, D = {case.D}, {dtype_name}", flush=True)
+        peers.check(backend, ours, variants[1], case, self.device, dtype)
+        inputs = self.inputs(peers, case, dtype)
+        rows = self.measured([ours, *variants], inputs, seconds)
+        add_ratios(rows, floors.floor(peers.form(case), case, dtype, self.rates))
+        print_table(rows)
+        if self.options.json or self.options.sweep:
+            about = dict(op=op, case=case.name, dtype=dtype_name, backend=backend, D=case.D)
+            about["size"] = size_of(case)
+            path = results.add(self.machine, "records", [{**about, **row} for row in rows])
+            print(f"wrote {path}", flush=True)
+
+    def inputs(self, peers, case, dtype):
+        """Sets of input tensors that are used in turn."""
+        sets = [peers.inputs(case, self.device, dtype)]
+        if sum(t.nbytes for t in sets[0]) < LARGE_BYTES:
+            sets += [peers.inputs(case, self.device, dtype, seed) for seed in range(1, INPUT_SETS)]
+        return sets
+
+    def measured(self, variants, inputs, seconds):
+        """One row per variant: times, memory, or why it is absent. Ours first, then the floor."""
+        device = self.device
+        measure.one_run(variants[0], inputs[0], device)  # a fault of ours must surface
+        variants = measure.able(variants, inputs[0], device)
+        present = [v for v in variants if v.absent is None]
+        times = measure.time_variants(present, inputs, device, self.options.repeats, seconds)
+        return [
+            dict(variant=v.name, absent=v.absent)
+            if v.absent
+            else dict(
+                variant=v.name,
+                same_loss=v.same_loss,
+                ms=times[v.name],
+                peak_mib=measure.peak_mib(
+                    lambda v=v: measure.one_run(v, inputs[0], device), device, has_run=True
+                ),
+                launches=measure.launches(v, inputs[0], device),
+                graph_ms=self.graph_ms(v, inputs[0], times[v.name]),
+            )
+            for v in variants
+        ]
+
+    def graph_ms(self, variant, tensors, times):
+        if self.device != "cuda" or times["both"]["median"] > GRAPH_MS:
+            return None
+        return measure.graph_ms(variant, tensors, self.device)
 
 
-def values(loss, tensors):
-    """The output and the gradients, in float64."""
-    out = loss(*tensors)
-    upstream = measure.upstream_like(out.shape, torch.float32, out.device)
-    upstream = None if upstream is None else upstream.to(out.dtype)
-    gradients = torch.autograd.grad(out, [t for t in tensors if t.requires_grad], upstream)
-    return [x.detach().double() for x in (out, *gradients)]
+def add_ratios(rows, floor):
+    """To ours: the floor, our share of it, the best peer, and how much longer that takes."""
+    ours, bare, *others = rows
+    if floor is None and not bare.get("absent"):
+        floor = {"ms": bare["ms"]["both"]["median"], "algorithm": bare["variant"]}
+    time_ms = both_ms(ours)
+    if floor is not None:
+        ours["floor"] = floor
+        ours["share_of_floor"] = floor["ms"] / time_ms
+    rivals = [r for r in others if not r.get("absent") and r["same_loss"]]
+    if rivals:
+        best = min(rivals, key=both_ms)
+        ours["best_peer"] = best["variant"]
+        ours["ratio_to_best_peer"] = both_ms(best) / time_ms
 
 
-def check(make, op, backend, ours, eager, case, device, dtype):
-    """Stop unless the op agrees with the specification in float64 and, at size, with eager code."""
-    small = case.small()
-    tensors, _ = small.inputs(device, dtype)
-    doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
-    own, exact = (make(op, name, small).loss for name in (backend, "reference"))
-    compare(values(own, tensors), values(exact, doubles), dtype, "float64, small")
-    tensors, _ = case.inputs(device, dtype)
-    compare(values(ours.loss, tensors), values(eager.loss, tensors), dtype, "eager, at size")
+def registered(op, case):
+    """The name under which the registry has what a case calls."""
+    name = getattr(case, "function", getattr(case, "op", op))
+    return name if name in registry.OPS else "enqueue_"
 
 
-def compare(ours, expected, dtype, what):
-    errors = [
-        ((o - e).abs().max() / e.abs().max()).item() for o, e in zip(ours, expected, strict=True)
-    ]
-    print(f"correct against {what}: relative errors " + " ".join(f"{e:.1e}" for e in errors))
-    if not max(errors) <= ALLOWED[dtype]:
-        sys.exit(f"wrong: more than {ALLOWED[dtype]} away from {what}; no speed is measured")
+def without_compiling(variant):
+    if not variant.name.startswith(("torch.compile", "flex_attention")) or variant.absent:
+        return variant
+    return replace(variant, absent="not compiled at this size of the sweep")
 
 
-def measured(ours, variants, case, device, dtype, repeats):
-    """One row per variant: times, memory, or why it is absent. Ours first, then the floor."""
-    inputs = [case.inputs(device, dtype, seed)[0] for seed in range(INPUT_SETS)]
-    variants = [ours, *variants]
-    present = [v for v in variants if v.absent is None]
-    times = measure.time_variants(present, inputs, device, repeats)
-    return [
-        dict(variant=v.name, absent=v.absent)
-        if v.absent
-        else dict(
-            variant=v.name,
-            ms=times[v.name],
-            peak_mib=measure.peak_mib(lambda v=v: measure.one_run(v, inputs[0], device), device),
-        )
-        for v in variants
-    ]
+def size_of(case):
+    """What a plot has on its horizontal axis: rows, cells, samples."""
+    for name in ("N", "cells", "B"):
+        if hasattr(case, name):
+            value = getattr(case, name)
+            return value[0] * case.B if name == "cells" else value
+    return case.batches[0]
 
 
-def print_table(options, case, rows):
-    """Markdown; the ratios are of medians of forward and backward together."""
-    ours, floor = (row["ms"]["both"]["median"] for row in rows[:2])
-    print(f"\n{options.op}, {case.name}, D = {case.D}, {options.dtype}\n")
-    print("| | forward ms | backward ms | both ms (20 % .. 80 %) | × sslops | × floor | peak MiB |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        if row.get("absent"):
-            print(f"| {row['variant']} | absent: {row['absent']} | | | | | |")
-            continue
-        f, b, both = (row["ms"][part] for part in ("forward", "backward", "both"))
-        print(
-            f"| {row['variant']} | {f['median']:.1f} | {b['median']:.1f} "
-            f"| {both['median']:.1f} ({both['q20']:.1f} .. {both['q80']:.1f}) "
-            f"| {both['median'] / ours:.2f} | {both['median'] / floor:.2f} "
-            f"| {'not measured' if row['peak_mib'] is None else round(row['peak_mib'])} |"
-        )
-
-
-def write(machine, records):
-    """Put the records into <device>_<date>.json, replacing older ones of the same cases."""
-    device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
-    path = ROOT / "benchmarks" / "results" / f"{device}_{machine['date']}.json"
-    path.parent.mkdir(exist_ok=True)
-    new = {(r["op"], r["case"], r["dtype"]) for r in records}
-    old = json.loads(path.read_text())["records"] if path.exists() else []
-    kept = [r for r in old if (r["op"], r["case"], r["dtype"]) not in new]
-    path.write_text(json.dumps({"machine": machine, "records": kept + records}, indent=1) + "\n")
-    print(f"\nwrote {path.relative_to(ROOT)}")
+def print_table(rows):
+    print("", *report.case_table(rows), sep="\n")
+    if short := report.in_short(rows[0]):
+        print(f"\n{short}", flush=True)
 
 
 if __name__ == "__main__":

@@ -59,3 +59,10 @@ def forbid_double_backward(backward_op, name):
         )
 
     backward_op.register_autograd(refuse)
+
+
+def has_cuda_kernels():
+    """Whether the extension was built where nvcc was found."""
+    from sslops import _C  # here, because the helpers above must load without it
+
+    return _C.has_cuda

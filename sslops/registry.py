@@ -79,16 +79,33 @@ def backends(device=None):
     Args:
         device: "cpu" or "cuda"; None takes CUDA where there is one.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     print(f"sslops on {device}, torch {torch.__version__}")
+    for name, reasons in availability(device).items():
+        print(name)
+        first = next((b for b, reason in reasons.items() if reason is None), None)
+        for backend, reason in reasons.items():
+            state = f"no: {reason}" if reason else "yes" + ", taken by default" * (backend == first)
+            print(f"    {backend:<10} {state}")
+
+
+def availability(device=None):
+    """{op: {backend: None if it would run here, else why not}}, in the order of preference.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA where there is one.
+    """
+    device = device or default_device()
+    found = {}
     for op in OPS.values():
         cases = importlib.import_module(f"sslops.ops.{op.folder}.cases")
         example = "example" if op.name == op.folder else f"example_{op.name}"
         args, kwargs = getattr(cases, example)(device)
-        print(op.name)
-        taken = False
-        for backend in op.order:
-            reason = op.why_not(backend, *args, **kwargs)
-            state = f"no: {reason}" if reason else ("yes" if taken else "yes, taken by default")
-            taken = taken or reason is None
-            print(f"    {backend:<10} {state}")
+        found[op.name] = {backend: op.why_not(backend, *args, **kwargs)
+                          for backend in [*op.backends, *op.missing]}  # fmt: skip
+    return found
+
+
+def default_device():
+    """CUDA where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

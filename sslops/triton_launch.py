@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from sslops import tuning
 from sslops.triton_helpers import (
     INTERPRETED,
     finish_gradient_kernel,
@@ -13,33 +14,12 @@ from sslops.triton_helpers import (
 
 WIDEST = 256  # the accumulators of wider rows do not fit the registers
 
-# ROWS, COLS, num_warps, num_stages by chip, kernel, kind of product and WIDTH; a width that is not
-# listed spills registers and goes to another backend. The list of sm_80 fits 99 KiB of shared
-# memory, which every later chip has. tests/ops/test_compile_ahead.py compiles what is listed.
-_EXACT = {16: (32, 32, 4, 2), 32: (32, 32, 4, 2), 64: (32, 16, 4, 2)}
-_SQUARE = dict.fromkeys((16, 32, 64), (32, 32, 4, 2))
-_TF32 = {**dict.fromkeys((16, 32, 64), (64, 32, 4, 2)), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
-_SMALL_HALF = {**dict.fromkeys((16, 32, 64), (64, 64, 4, 2)), 128: (64, 64, 8, 2)}
-_LARGE_HALF = dict.fromkeys((16, 32, 64, 128), (64, 64, 4, 2))
-_FLOAT32 = {"tf32": _TF32, "tf32x3": _SQUARE, "ieee": _EXACT}
-_FLOAT32_TRIANGLE = {
-    "tf32": {**_SQUARE, 128: (32, 32, 8, 2), 256: (32, 32, 8, 2)},
-    "tf32x3": _SQUARE,
-    "ieee": _SQUARE,
-}
-TILES = {
-    "sm_80": {
-        "rows": {"half": {**_SMALL_HALF, 256: (64, 64, 8, 2)}, **_FLOAT32},
-        "triangle": {"half": {**_SMALL_HALF, 256: (64, 64, 8, 2)}, **_FLOAT32_TRIANGLE},
-    },
-    "sm_90": {
-        "rows": {"half": {**_LARGE_HALF, 256: (64, 32, 8, 2)}, **_FLOAT32},
-        "triangle": {"half": {**_LARGE_HALF, 256: (64, 64, 8, 2)}, **_FLOAT32_TRIANGLE},
-    },
-}
+# Tiles by table, kernel, kind of product and WIDTH; a width that is not listed spills registers and
+# goes to another backend. tests/ops/test_compile_ahead.py compiles what is listed.
+TILES = {name: table["tiles"] for name, table in tuning.TABLES.items()}
 MOST_SPLITS = 64  # the kernel that combines them holds one row's parts in registers
 # Before sm_90 the assembler spills some bytes to fit one more block; it may use all registers.
-MOST_REGISTERS = {"sm_80": 255, "sm_90": None}
+MOST_REGISTERS = {name: table["max_registers"] for name, table in tuning.TABLES.items()}
 INTERPRETER_TILE = (128, 128)  # few steps: it spends its time per instruction, not per number
 
 
@@ -85,26 +65,20 @@ def is_fixed(temperature, normalize):
     return normalize and isinstance(temperature, float) and temperature >= 1 / 32
 
 
-def chip(x):
-    """The key of TILES for the device of x."""
-    hopper = x.is_cuda and torch.cuda.get_device_properties(x.device).major == 9
-    return "sm_90" if hopper else "sm_80"
-
-
 def launch_options(kernel, x):
     """Keyword arguments of a tiled kernel ("rows" or "triangle") for rows like x [B, rows, D]."""
     kind, D = product(x.dtype), x.shape[-1]
     if INTERPRETED:
         rows, cols, warps, stages = *INTERPRETER_TILE, 4, 2
     else:
-        rows, cols, warps, stages = TILES[chip(x)][kernel][kind][width(D)]
+        rows, cols, warps, stages = TILES[tuning.table_of(x)][kernel][kind][width(D)]
     return dict(D=D, WIDTH=width(D), ROWS=rows, COLS=cols, num_warps=warps, num_stages=stages,
                 PRECISION="ieee" if kind == "half" else kind, enable_fp_fusion=True,
-                maxnreg=MOST_REGISTERS[chip(x)])  # fmt: skip
+                maxnreg=MOST_REGISTERS[tuning.table_of(x)])  # fmt: skip
 
 
-def why_not(*tensors):
-    """In words why the kernels cannot run tensors [B, rows, D], or None."""
+def why_not(op, *tensors):
+    """In words why the kernels of an op cannot run tensors [B, rows, D], or None."""
     x = tensors[0]
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"Triton kernels take float32, float16 and bfloat16, not {x.dtype}"
@@ -115,10 +89,12 @@ def why_not(*tensors):
     reason = why_not_device(x)
     if reason or INTERPRETED:
         return reason
-    listed = TILES[chip(x)]["rows"][product(x.dtype)]
-    if width(x.shape[-1]) not in listed:
-        return (f"float32 at matmul precision {torch.get_float32_matmul_precision()!r} is tiled "
-                f"for a width D of at most {max(listed)}, not {x.shape[-1]}")  # fmt: skip
+    most = tuning.TABLES[tuning.table_of(x)]["tiled_up_to"][op][product(x.dtype)]
+    if x.shape[-1] > most:
+        precision = torch.get_float32_matmul_precision()
+        rows = "half precision" if x.dtype != torch.float32 else (
+            f"float32 at matmul precision {precision!r}")  # fmt: skip
+        return f"{rows} is tiled for a width D of at most {most} here, not {x.shape[-1]}"
     return None
 
 

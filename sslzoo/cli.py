@@ -1,4 +1,5 @@
-"""The command `sslzoo`: list, pretrain, evaluate, propagate, import, export, demo.
+"""The command `sslzoo`: list, pretrain, evaluate, propagate, import, export, doctor,
+demo.
 
 Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C.
 Everything heavy is imported by the command that needs it, so that help comes at once.
@@ -19,6 +20,7 @@ usage: sslzoo COMMAND ...
   propagate CHECKPOINT --video PATH --mask PNG ...   carry a mask through a video
   import FILE --out FOLDER                           official weights to a backbone of ours
   export RUN --to LAYOUT --out PATH                  a backbone for timm, torchvision and others
+  doctor [--json]                                    what this machine can do, and a self-test
   demo                                               SimCLR on handwritten digits, in 3 minutes
 
 `sslzoo COMMAND --help` shows the options, each with its unit and default.
@@ -192,6 +194,23 @@ def propagate_command(argv):
     return 0
 
 
+def doctor_command(argv):
+    """Versions, devices, backends, a self-test; exit code 1 where an op is wrong."""
+    if argv not in ([], ["--json"]):
+        print("usage: sslzoo doctor [--json]")
+        if argv in (["-h"], ["--help"]):
+            return 0
+        raise UserError(f"doctor knows no {argv[0]!r}")
+    from sslzoo import doctor
+
+    found = doctor.examine()
+    if argv:
+        print(doctor.to_json(found))
+    else:
+        doctor.show(found)
+    return 0 if doctor.is_well(found) else 1
+
+
 def demo_command(argv):
     """SimCLR on handwritten digits, and the table of what it is good for."""
     from sslzoo import demo, options
@@ -209,6 +228,7 @@ COMMANDS = {
     "propagate": propagate_command,
     "import": import_command,
     "export": export_command,
+    "doctor": doctor_command,
     "demo": demo_command,
 }
 

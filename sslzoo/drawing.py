@@ -1,10 +1,9 @@
-"""Pictures for people: confusion matrices and rows of images, uint8 [3, H, W]."""
+"""Confusion matrices, counted and drawn for people."""
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torchvision.utils import make_grid
 
 INCHES_A_CLASS = 0.5
 MOST_NUMBERED = 12  # classes; with more, the numbers in the squares are unreadable
@@ -23,6 +22,9 @@ def confusion_picture(counts, names, title):
         counts: [K, K], rows are the truth.
         names: K words.
         title: above the picture.
+
+    Returns:
+        uint8 [3, H, W].
     """
     share = (counts / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
     side = 1.6 + INCHES_A_CLASS * len(names)
@@ -38,14 +40,3 @@ def confusion_picture(counts, names, title):
                       color="white" if value < 0.6 else "black")  # fmt: skip
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
-
-
-def image_rows(*rows, columns=16):
-    """Images below one another: row 0 of every column, row 1, and so on.
-
-    Args:
-        rows: tensors [N, C, H, W], 0 to 1; the first `columns` images of each are shown.
-    """
-    images = torch.cat([row[:columns].float().cpu() for row in rows])
-    grid = make_grid(images, nrow=min(columns, len(rows[0])), padding=2, pad_value=1.0)
-    return (grid.clamp(0, 1) * 255).round().byte()

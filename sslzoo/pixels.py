@@ -63,14 +63,15 @@ def crop_resize(image, box, size, interpolation="bilinear"):
     return tv.resized_crop(image, *box, [size, size], interpolation=mode, antialias=True)
 
 
-def centre_view(images, size):
+def centre_view(images, size, interpolation="bilinear"):
     """Resize the shorter side, crop the centre: uint8 [..., C, size, size]."""
     H, W = images.shape[-2:]
     side = size if size <= WHOLE_IMAGE_SIZE else round(size * 8 / 7)
     if min(H, W) != side:
         scale = side / min(H, W)
         shape = [max(side, round(H * scale)), max(side, round(W * scale))]
-        images = tv.resize(images, shape, antialias=True)
+        mode = tv.InterpolationMode(interpolation)
+        images = tv.resize(images, shape, interpolation=mode, antialias=True)
     return tv.center_crop(images, [size, size])
 
 

@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sslzoo import backbones, optimizers, registry
+from sslzoo import optimizers, registry
+from sslzoo.announcement import announcement
 from sslzoo.kinds import KINDS, kind_of, views_of
 from sslzoo.meters import Meters
 from sslzoo.progress import Report
@@ -175,7 +176,8 @@ def train(setup, *, resume=False):
     setup.accelerator.wait_for_everyone()
     if resume:
         trainer.restore()
-    trainer.announce()
+    for line in announcement(setup, trainer.peak_lr, trainer.total_steps, trainer.step):
+        setup.report.say(line)
     trainer.fit()
     if setup.is_main:
         trainer.watch.finish()
@@ -367,37 +369,13 @@ class Trainer:
         if state["data_fingerprint"] != self.setup.data.fingerprint():
             raise RunFolderError(f"{self.config.data} is not the data that the run began with")
         self.step = state["step"]
-        self.watch.knn_epoch = self.watch.test_epoch = self.epochs_at(self.step)
+        self.watch.probed_epoch = self.watch.test_epoch = self.epochs_at(self.step)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.setup.is_main:
             run.metrics.cut(self.step)
-
-    def announce(self):
-        """What was chosen and why, before the first step."""
-        config, data, about = self.config, self.setup.data, self.setup.about
-        batch = config.batch_size * config.accumulate
-        rule = {"linear": f" x {batch} / 256", "sqrt": f" x sqrt({batch} / 256)", "none": ""}
-        drops = " and ".join(f"{epoch:g}" for epoch in config.lr_drops)
-        course = (f"a tenth of it from epoch {drops} on" if drops else
-                  f"a cosine to {config.min_lr:g}")  # fmt: skip
-        millions = backbones.count_parameters(self.method.backbone) / 1e6
-        lines = (
-            f"{about['method']} on {len(data)} {KINDS[about['kind']].things} of {data.name}; "
-            f"{config.backbone} of {millions:.2f} M parameters; {self.setup.device} x "
-            f"{self.accelerator.num_processes}, {config.precision}",
-            f"batch {batch} = {config.batch_size} x {config.accumulate} accumulated; "
-            f"{config.epochs} epochs are {self.total_steps} steps",
-            f"learning rate {self.peak_lr:.4g} = {config.base_lr:g}{rule[config.lr_rule]} "
-            f"({config.lr_rule} rule), {config.warmup_epochs:g} epochs of warm-up, then {course}; "
-            f"{config.optimizer}, weight decay {config.weight_decay:g}",
-            *self.setup.reasons,
-            f"run folder {self.setup.run.path}" + f", from step {self.step}" * bool(self.step),
-        )
-        for line in lines:
-            self.setup.report.say(line)
 
 
 def _mix(*counters):

@@ -62,6 +62,12 @@ class TrainingConfig:
     """Optimizer steps between two checkpoints; 0 writes one after each epoch."""
     knn_every: int = 0
     """Epochs between two kNN accuracies in the metrics, for labelled data; 0 is off."""
+    linear_every: int = 0
+    """Epochs between two accuracies of a linear probe, for labelled data; 0 is off."""
+    probe_data: str = ""
+    """Labelled data set, by name or path, that both are of; empty is that of the training."""
+    probe_layer: str = ""
+    """Layer that both look at, such as layer3 or blocks.5; empty is the encoder's output."""
     test_every: int = 0
     """Epochs between two tests of the method's own task on the test split; 0 tests at the end."""
     pictures_every: int = 0

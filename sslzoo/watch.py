@@ -6,9 +6,17 @@ import math
 
 import torch
 
+from sslzoo import backbones
 from sslzoo.data import DataError
-from sslzoo.evaluation import effective_rank, feature_std, knn_accuracy, plot_embedding
+from sslzoo.evaluation import (
+    effective_rank,
+    feature_std,
+    knn_accuracy,
+    linear_probe,
+    plot_embedding,
+)
 from sslzoo.evaluation.features import evaluation_views
+from sslzoo.evaluation.knn import check_labels
 from sslzoo.kinds import KINDS
 from sslzoo.loader import ViewLoader
 from sslzoo.recalibration import recalibrate
@@ -40,9 +48,10 @@ class Watch:
     def __init__(self, setup):
         self.setup = setup
         self.kind = KINDS[setup.about["kind"]]
-        self.knn_epoch = 0
+        self.probed_epoch = 0
         self.test_epoch = 0
         self._test = None
+        self._probed = self.probe_sets()
         self.warned = False
 
     @torch.no_grad()
@@ -97,17 +106,42 @@ class Watch:
         method.train(was_training)
 
     def accuracy(self, epoch):
-        """kNN accuracy of the frozen features, every `knn_every` epochs."""
-        every = self.setup.config.knn_every
-        if not every or epoch // every <= self.knn_epoch // every:
+        """kNN accuracy and linear probe of the frozen features, in the epochs when they are due."""
+        config, last = self.setup.config, self.probed_epoch
+        self.probed_epoch = epoch
+        probes = {"knn_accuracy": (config.knn_every, knn), "linear_accuracy": (config.linear_every,
+                  linear)}  # fmt: skip
+        due = {name: probe for name, (every, probe) in probes.items()
+               if every and epoch // every > last // every}  # fmt: skip
+        if not due or self._probed is None:
             return {}
-        self.knn_epoch = epoch
-        test = self.test_data()
-        if test is None or self.setup.data.labels is None:
-            return {}
-        backbone = self.encoder()
-        sets = (*self.features(self.setup.data, backbone), *self.features(test, backbone))
-        return {"knn_accuracy": knn_accuracy(*sets, k=NEIGHBOURS).top1[NEIGHBOURS]}
+        backbone, layer = self.encoder(), config.probe_layer
+        sets = [part for data in self._probed for part in self.features(data, backbone, layer)]
+        return {name: probe(sets) for name, probe in due.items()}
+
+    def probe_sets(self):
+        """The labelled training and test images of the probes; None where there are none.
+
+        Raises:
+            DataError: those that were named can not be used, or the layer does not exist.
+        """
+        config, about = self.setup.config, self.setup.about
+        if not config.knn_every and not config.linear_every:
+            return None
+        if config.probe_layer:
+            check_probe_layer(self.setup.method.backbone, config.probe_layer, about["kind"])
+        if not config.probe_data:
+            sets = self.setup.data, self.test_data()
+            if any(part is None or part.labels is None for part in sets):
+                return None
+            return sets if len(sets[0].labels.unique()) > 1 else None
+        sets = [self.kind.open(config.probe_data, split, download=config.download)
+                for split in ("train", "test")]  # fmt: skip
+        check_labels(*(part.labels for part in sets))
+        if sets[0].channels != about["channels"]:
+            raise DataError(f"{sets[0].name} has {sets[0].channels} channels, the encoder takes "
+                            f"{about['channels']}: it can not be the probe_data")  # fmt: skip
+        return sets
 
     def test_data(self):
         """The test split, or None where the data has none."""
@@ -127,11 +161,12 @@ class Watch:
         whole = (normalise(x.to(setup.device).float() / 255, mean, std) for x in views)
         return recalibrate(copy.deepcopy(method.backbone), whole)
 
-    def features(self, data, backbone=None):
+    def features(self, data, backbone=None, layer=""):
         """Features and labels of at most WATCHED_IMAGES images."""
         view = (self.setup.about[name] for name in ("image_size", "mean", "std"))
+        options = {"layer": layer} if layer else {}
         return self.kind.extract(
-            backbone or self.encoder(), some(data), *view, device=self.setup.device
+            backbone or self.encoder(), some(data), *view, device=self.setup.device, **options
         )
 
     def warn(self, row):
@@ -154,6 +189,24 @@ class Watch:
         self.setup.report.say(f"backbone: {run.path / 'backbone.safetensors'}; picture: {picture}")
 
 
+def knn(sets):
+    return knn_accuracy(*sets, k=NEIGHBOURS).top1[NEIGHBOURS]
+
+
+def linear(sets):
+    return linear_probe(*sets).top1
+
+
+def check_probe_layer(backbone, layer, kind):
+    """A DataError unless the probes can look at this layer."""
+    if kind == "audio":
+        raise DataError("probe_layer is for images; sounds are judged by the encoder's output")
+    try:
+        backbones.check_layers(backbone, [layer])
+    except ValueError as error:
+        raise DataError(f"probe_layer: {error}") from error
+
+
 def some(data):
     """At most WATCHED_IMAGES of the images, evenly spaced."""
     return data.subset(range(0, len(data), math.ceil(len(data) / WATCHED_IMAGES)))
@@ -172,10 +225,11 @@ def collapse_warning(row, width):
     rank = row.get("effective_rank", math.inf)
     if rank < min(LEAST_EFFECTIVE_RANK, width):
         return f"features fill {rank:.1f} directions of {width}"
-    if row.get("usage_entropy_share", 1.0) < LEAST_ENTROPY_SHARE:
-        return "the teacher gives all images the same prototype"
-    if row.get("teacher_entropy_share", 0.0) > 1 - LEAST_ENTROPY_SHARE / 10:
-        return "the teacher's output is uniform: it tells no image from another"
+    for things, thing, suffix in (("images", "image", ""), ("patches", "patch", "_patch")):
+        if row.get(f"usage_entropy_share{suffix}", 1.0) < LEAST_ENTROPY_SHARE:
+            return f"the teacher gives all {things} the same prototype"
+        if row.get(f"teacher_entropy_share{suffix}", 0.0) > 1 - LEAST_ENTROPY_SHARE / 10:
+            return f"the teacher's output is uniform: it tells no {thing} from another"
     if row.get("mutual_information_bound", math.inf) < LEAST_MUTUAL_INFORMATION:
         return "the loss is at chance: the views of an image do not find each other"
     return None

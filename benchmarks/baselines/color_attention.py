@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import flex_attention as flex
 
 import sslops
-from benchmarks.measure import Variant
+from benchmarks.measure import Variant, peer
 
 EPSILON = 1e-8
 
@@ -24,6 +24,11 @@ def ours(op, backend, case):
         return function(*tensors, **options(tensors[0].device), backend=backend)
 
     return Variant("sslops", call)
+
+
+def form(case):
+    """The key of data/floors.json; None for a window or top-k, whose work it does not count."""
+    return None if {"radius", "topk"} & case.options.keys() else case.op
 
 
 def in_window(case, device):
@@ -112,6 +117,32 @@ def compiled_flex(case, device):
     return Variant(name, as_loss(case, device, attend))
 
 
+def flash_attention_4(case, dtype):
+    """It takes values of another width than the embeddings; no window of our kind, no top-k."""
+    name = "FlashAttention-4, narrow values"
+    if {"radius", "topk"} & case.options.keys():
+        return Variant(name, absent="it has neither this window nor top-k")
+    if dtype == torch.float32:
+        return Variant(name, absent="it takes bfloat16 and float16 alone")
+
+    def make():
+        from flash_attn.cute import flash_attn_func
+
+        scale = 1 / case.options.get("temperature", 1.0)
+
+        def attend(target, reference, values):
+            C = values.shape[2]
+            values = F.pad(values, (0, -C % 8))[:, :, None]  # whole vectors of 16 bytes
+            heads = target[:, :, None], reference[:, :, None]
+            out = flash_attn_func(*heads, values, softmax_scale=scale)
+            out = out[0] if isinstance(out, tuple) else out  # some versions return the LSE too
+            return out[:, :, 0, :C]
+
+        return as_loss(case, "cuda", attend)
+
+    return peer(name, make)
+
+
 def floor(case, device, dtype):
     """The products of forward and backward over all cells, with nothing between them."""
     (Nt, Nr), D, C = case.cells, case.D, case.C
@@ -144,4 +175,5 @@ def baselines(case, device, dtype):
         Variant("torch.compile", torch.compile(plain)),
         padded(case, device),
         compiled_flex(case, device),
+        flash_attention_4(case, dtype),
     ]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import sslops
-from benchmarks.measure import Variant
+from benchmarks.measure import Variant, peer
 
 
 class MoCoQueue:
@@ -39,16 +39,17 @@ def ours(op, backend, case):
 
 
 def lightly_bank(case, device):
-    try:
+    def make():
         from lightly.models.modules.memory_bank import MemoryBankModule
-    except ModuleNotFoundError:
-        return Variant("lightly MemoryBankModule", absent="lightly is not installed")
-    bank = MemoryBankModule(size=(case.size, case.D)).to(device)
 
-    def enqueue(keys):
-        bank(F.normalize(keys, dim=1), update=True)
+        bank = MemoryBankModule(size=(case.size, case.D)).to(device)
 
-    return Variant("lightly MemoryBankModule (clones the bank)", enqueue)
+        def enqueue(keys):
+            bank(F.normalize(keys, dim=1), update=True)
+
+        return enqueue
+
+    return peer("lightly MemoryBankModule (clones the bank)", make)
 
 
 def baselines(case, device, dtype):
@@ -58,8 +59,13 @@ def baselines(case, device, dtype):
     def copy(keys):
         stored.copy_(keys)
 
-    published = Variant("facebookresearch/moco", MoCoQueue(case.size, case.D, device))
-    return [Variant("bare copy", copy), published, lightly_bank(case, device)]
+    published, compiled = (MoCoQueue(case.size, case.D, device) for _ in range(2))
+    return [
+        Variant("bare copy", copy),
+        Variant("facebookresearch/moco", published),
+        lightly_bank(case, device),
+        Variant("torch.compile of moco", torch.compile(compiled)),
+    ]
 
 
 def check(op, backend, own, published, case, device, dtype):

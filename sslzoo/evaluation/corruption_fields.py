@@ -57,8 +57,7 @@ def motion_blur(x, radius, sigma, angles):
     for i, tap in enumerate(taps):
         down, right = (np.ceil(i * f(np.deg2rad(angles)) - 0.5).astype(int)[:, None, None]
                        for f in (np.sin, np.cos))  # fmt: skip
-        shifted = np.clip(rows + down, 0, H - 1), np.clip(columns + right, 0, W - 1)
-        out += tap * x[every, *shifted]
+        out += tap * x[every, np.clip(rows + down, 0, H - 1), np.clip(columns + right, 0, W - 1)]
     return out
 
 

@@ -156,9 +156,9 @@ def glass_blur(x, draws, sigma, reach, rounds):
         moves = draws.integers((H, W, 2), -reach, reach)
         for h in range(H - reach - 1, reach, -1):
             for w in range(W - reach - 1, reach, -1):
-                there = h + moves[:, h, w, 0], w + moves[:, h, w, 1]
-                near = x[every, *there].copy()
-                x[every, *there] = x[:, h, w]
+                there = every, h + moves[:, h, w, 0], w + moves[:, h, w, 1]
+                near = x[there].copy()
+                x[there] = x[:, h, w]
                 x[:, h, w] = near
     return smooth(x, sigma)
 

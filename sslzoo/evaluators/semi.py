@@ -1,6 +1,6 @@
 """Accuracy with few labels: probe, fine-tuning, and frozen first stages with new last ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -95,11 +95,9 @@ def probe(subject, config, draws):
 
 def finetune(subject, config, draws):
     """The pretrained network, trained whole; a smaller step for it than for the new head."""
-    recipe = recipe_for(subject.backbone, epochs=config.epochs, batch_size=config.batch_size,
-                        flip=config.flip)  # fmt: skip
+    recipe = plain_recipe(subject, config)
     if recipe.optimizer == "sgd":
-        recipe = recipe_for(subject.backbone, epochs=config.epochs, flip=config.flip, lr=BACKBONE_LR,
-                            batch_size=config.batch_size, head_lr_scale=HEAD_LR_SCALE)  # fmt: skip
+        recipe = replace(recipe, lr=BACKBONE_LR, head_lr_scale=HEAD_LR_SCALE)
     return train_each(subject, draws, recipe, lambda: (subject.trainable(), frozenset()))
 
 
@@ -110,7 +108,7 @@ def scratch(subject, config, draws):
 
 
 def stages(subject, config, draws):
-    """The first stages frozen, the others from random weights (Gidaris et al., 2018, section 4.1)."""
+    """The first stages frozen, the others from random weights (Gidaris et al., 2018, table 5)."""
 
     def start():
         backbone = subject.trainable()
@@ -150,6 +148,8 @@ def draw_curve(path, curves):
         k, mean, std = zip(*points, strict=True)
         axes.errorbar(k, mean, [s or 0 for s in std], marker="o", capsize=3, label=name)
     axes.set(xscale="log", xlabel="labels of each class", ylabel="accuracy", ylim=(0, 1))
+    axes.set_xticks(k, k)
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=120)
     return path

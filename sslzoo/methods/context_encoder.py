@@ -4,10 +4,8 @@ Pathak, Krähenbühl, Donahue, Darrell, Efros, "Context Encoders: Feature Learni
 CVPR 2016. G generator (backbone and decoder), D discriminator, y the removed region in the range
 -1 to 1, w the weight of its reconstruction.
 
-Both networks are groups of the one optimizer, so the loop stays as it is and its checkpoint holds
-all there is to resume: the loss is L_G + L_D, where D judges a detached G(x) in L_D, and detached
-weights of D judge G(x) in L_adv; no gradient crosses. Deviation: G and D step at the same time, so
-that L_adv comes from the D before its step, where the paper's loop has D step first.
+Both optimizers are here: D has its own, and steps inside forward, before it judges G(x); the loop
+trains G alone, by the loss L_G. D's optimizer is part of the state_dict, so a run resumes.
 """
 
 import math
@@ -18,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from sslzoo import optimizers
-from sslzoo.drawing import image_rows
+from sslops.distributed import default_group, mean_over_ranks
 from sslzoo.draws import Draws
 from sslzoo.normalisation import Normalisation
+from sslzoo.pictures import grid, to_uint8
 from sslzoo.views import ViewSpec
 
-# Adam at the rate of D, which stays constant; G has generator_lr times as much.
-DEFAULTS = {"optimizer": "adamw", "betas": (0.5, 0.999), "base_lr": 2e-4, "min_lr": 2e-4,
+BETAS = (0.5, 0.999)  # of both Adams; AdamW without weight decay is Adam
+# The rate of G, which stays constant.
+DEFAULTS = {"optimizer": "adamw", "betas": BETAS, "base_lr": 1e-3, "min_lr": 1e-3,
             "lr_rule": "none", "weight_decay": 0.0, "batch_size": 128, "epochs": 200,
             "warmup_epochs": 0}  # fmt: skip
 
@@ -34,6 +34,7 @@ CANDIDATES = 16  # sets of blocks, of which the first with a fitting area is tak
 MOST_BLOCKS = 4
 BLOCK_SIDES = (0.2, 0.5)  # of the image's side
 SHARE = (0.2, 0.3)  # of the area that is removed
+PICTURED = 16
 
 
 @dataclass
@@ -50,8 +51,8 @@ class Config:
     """Train a discriminator too; off for features, as in the paper's experiments with them."""
     reconstruction_weight: float = 0.999
     """w; the adversarial loss has 1 - w."""
-    generator_lr: float = 5.0
-    """Learning rate of G in multiples of D's, which is base_lr. Official: 10."""
+    discriminator_lr: float = 2e-4
+    """Learning rate of D, without unit; G's is base_lr, officially ten times as much."""
     bottleneck: Literal["channelwise", "dense"] = "channelwise"
     """How places of the map are mixed: each channel by a matrix of its own, or all together."""
     bottleneck_features: int = 4000
@@ -101,7 +102,9 @@ class ContextEncoder(nn.Module):
         side = S // 2 if self.is_center else S
         d, s = map_shape(backbone)
         self.decoder = decoder(d, s, side, C, config)
-        self.discriminator = discriminator(C, side) if config.adversarial else None
+        self.discriminator = None
+        if config.adversarial:
+            self.discriminator = Discriminator(discriminator(C, side), config.discriminator_lr)
         self.normalisation = Normalisation()
         self.draws = Draws()
 
@@ -110,7 +113,7 @@ class ContextEncoder(nn.Module):
         self.normalisation.set(mean, std)
 
     def forward(self, views, step):
-        """L_G + L_D for a batch of B images; views: one tensor [B, C, S, S]."""
+        """D's step and L_G for a batch of B images; views: one tensor [B, C, S, S]."""
         (x,) = views
         w = self.config.reconstruction_weight if self.config.adversarial else 1.0
         y, hidden, weight = self.task(x, step)
@@ -122,9 +125,9 @@ class ContextEncoder(nn.Module):
         loss = w * L_rec
         if self.discriminator is not None:
             region = (weight > 0).to(y.dtype)  # D sees the removed region and nothing around it
-            L_D, L_adv, scores = self.contest(y * region, adv * region)
-            loss = loss + (1 - w) * L_adv + L_D
-            outputs |= {"adversarial": L_adv, "discriminator": L_D, **scores}
+            outputs |= self.discriminator.learn(y * region, G.detach() * region)
+            outputs["adversarial"] = L_adv = self.discriminator.judge(adv * region)
+            loss = loss + (1 - w) * L_adv
         self.terms = {"reconstruction": rec, "adversarial": adv}
         if G.requires_grad:
             for term in self.terms.values():
@@ -154,33 +157,6 @@ class ContextEncoder(nn.Module):
         h = self.backbone.forward_features(x.masked_fill(hidden, 0))  # 0 is the data's mean
         return h, self.decoder(h)
 
-    def contest(self, y, G):
-        """L_D, L_adv and what D thinks; real and fake pass batch norm apart."""
-        D = self.discriminator
-        real, fake = D(y), D(G.detach())
-        # The same weights, out of reach of L_adv; copies of the buffers, which have moved already.
-        frozen = {name: p.detach() for name, p in D.named_parameters()}
-        frozen |= {name: b.clone() for name, b in D.named_buffers()}
-        judged = functional_call(D, frozen, (G,))
-        one, zero = torch.ones_like(real), torch.zeros_like(real)
-        bce = F.binary_cross_entropy_with_logits
-        scores = {
-            "d_real": real.detach().sigmoid().mean(),
-            "d_fake": fake.detach().sigmoid().mean(),
-            "d_accuracy": ((real > 0).float().mean() + (fake <= 0).float().mean()) / 2,
-        }
-        return bce(real, one) + bce(fake, zero), bce(judged, one), scores
-
-    def parameter_groups(self, weight_decay):
-        """G's groups with its own rate, then D's."""
-        G = nn.ModuleList([self.backbone, self.decoder])
-        groups = optimizers.parameter_groups(G, weight_decay)
-        for group in groups:
-            group["lr_scale"] = self.config.generator_lr
-        if self.discriminator is not None:
-            groups += optimizers.parameter_groups(self.discriminator, weight_decay)
-        return groups
-
     def meters(self, outputs):
         """Norms of the gradients that both terms send to G's output, their weights included."""
         return {
@@ -194,8 +170,8 @@ class ContextEncoder(nn.Module):
         return self(views, step)
 
     def pictures(self, views):
-        """Four rows: what the encoder sees, G(x), the image with G(x) in its place, the image."""
-        x = views[0]
+        """Of each image: what the encoder sees, G(x), the image with G(x) in its place, itself."""
+        x = views[0][:PICTURED]
         _, hidden, weight = self.task(x, 0)
         _, G = self.paint(x, hidden)
         G, image = (G + 1) / 2, self.normalisation.pixels(x)
@@ -205,7 +181,7 @@ class ContextEncoder(nn.Module):
             weight = F.pad(weight, [inset] * 4)
         whole = torch.where(weight > 0, G, image)
         context = self.normalisation.pixels(x.masked_fill(hidden, 0))
-        return {"inpainting": image_rows(context, G, whole, image)}
+        return {"inpainting": grid([to_uint8(column) for column in (context, G, whole, image)])}
 
 
 def errors(G, y, removed):
@@ -291,6 +267,62 @@ def discriminator(channels, side):
         width = wide
     layers.append(nn.Conv2d(width, 1, side // 2 ** int(math.log2(side / 4)), bias=False))
     return initialised(nn.Sequential(*layers, nn.Flatten(0)))
+
+
+class Discriminator(nn.Module):
+    """D and its own Adam.
+
+    Its parameters want a gradient during its own step alone: so neither the loop's optimizer nor
+    DDP takes them for theirs, and L_adv sends them none.
+
+    Args:
+        network: maps regions [B, C, H, W] to [B], large where they look true.
+        lr: learning rate.
+    """
+
+    def __init__(self, network, lr):
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr, BETAS)
+
+    def learn(self, y, G):
+        """One step on L_D, in training; returns L_D before it and what D thought, by name."""
+        is_training = self.training and torch.is_grad_enabled()
+        self.network.requires_grad_(is_training)
+        # In full precision: these gradients pass no scaler. Real and fake pass batch norm apart.
+        with torch.autocast(y.device.type, enabled=False):
+            real, fake = self.network(y), self.network(G.float())
+            L_D = bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
+        if is_training:
+            self.step(L_D)
+        self.network.requires_grad_(False)
+        return {
+            "discriminator": L_D.detach(),
+            "d_real": real.detach().sigmoid().mean(),
+            "d_fake": fake.detach().sigmoid().mean(),
+            "d_accuracy": ((real > 0).float().mean() + (fake <= 0).float().mean()) / 2,
+        }
+
+    def step(self, L_D):
+        parameters, group = list(self.network.parameters()), default_group()
+        for p, gradient in zip(parameters, torch.autograd.grad(L_D, parameters), strict=True):
+            p.grad = mean_over_ranks(gradient, group) if group else gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def judge(self, G):
+        """L_adv: how far G is from passing for true, with gradient to G alone."""
+        # Copies of the buffers: the running statistics have seen G already.
+        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        with torch.autocast(G.device.type, enabled=False):
+            judged = functional_call(self.network, buffers, (G.float(),))
+            return bce(judged, torch.ones_like(judged))
+
+    def get_extra_state(self):
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state):
+        self.optimizer.load_state_dict(state)
 
 
 def initialised(network):

@@ -13,10 +13,11 @@ from torch import nn
 
 from sslzoo import pixels
 from sslzoo.colour_axis import project
-from sslzoo.drawing import confusion_matrix, confusion_picture, image_rows
+from sslzoo.drawing import confusion_matrix, confusion_picture
 from sslzoo.draws import Draws, whole_numbers
 from sslzoo.normalisation import Normalisation
 from sslzoo.permutations import permutation_set
+from sslzoo.pictures import grid, to_uint8
 from sslzoo.views import ViewSpec
 
 DEFAULTS = {"optimizer": "sgd", "nesterov": True, "base_lr": 0.05, "batch_size": 256,
@@ -27,7 +28,8 @@ N = SIDE**2
 # Numbers drawn for a sample: permutation, gray, projection, place of the crop (2), shift of a tile
 # (N x 2), of its channels (N x 3 x 2).
 DRAWN = 5 + 2 * N + 6 * N
-PICTURED_PUZZLES = 16  # puzzles of each image in the confusion matrix
+PICTURED = 16  # images whose puzzles are shown
+COUNTED_PUZZLES = 16  # puzzles of each image in the confusion matrix
 
 
 @dataclass
@@ -195,7 +197,7 @@ class Jigsaw(nn.Module):
         """Which cell is taken for which, and puzzles as shuffled and as put together again."""
         x = views[0]
         counts = 0
-        for step in range(PICTURED_PUZZLES):
+        for step in range(COUNTED_PUZZLES):
             label, tiles = self.puzzles(x, step)
             H, guess = (self.permutations[v] for v in (label, self.solve(tiles)[1].argmax(1)))
             counts = counts + confusion_matrix(H, guess, N)
@@ -206,10 +208,11 @@ class Jigsaw(nn.Module):
         image = torch.arange(len(x), device=x.device)[:, None]
         shown = whole[image, H]
         solved = shown[image, guess.argsort(1)]
+        columns = [to_uint8(mosaic(tiles[:PICTURED])) for tiles in (shown, solved, whole)]
         cells = [str(cell) for cell in range(N)]
         return {
             "confusion": confusion_picture(counts, cells, "Cell of a tile, % of each row"),
-            "puzzles": image_rows(*(mosaic(tiles) for tiles in (shown, solved, whole))),
+            "puzzles": grid(columns, least_side=96),
         }
 
 

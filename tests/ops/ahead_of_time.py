@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from sslops import triton_helpers as shared
 from sslops import triton_launch as launch
+from sslops import tuning
 from sslops.ops.info_nce import _triton as info_nce
 from sslops.ops.nt_xent import _triton as nt_xent
 
@@ -110,6 +111,10 @@ ROW_KERNELS = {
 }  # fmt: skip
 
 
+def chip_of(table):
+    return tuning.TABLES[table]["chip"]
+
+
 def report_row_kernel(chip, name, dtype, size):
     """Compile one kernel without products and print what it needs."""
     kernel, warps, flags = ROW_KERNELS[name]
@@ -120,18 +125,19 @@ def report_row_kernel(chip, name, dtype, size):
     print(json.dumps({**about, **needs}), flush=True)
 
 
-def listed(chip, kinds, widths):
-    """Every listed (variant, dtype, kind, WIDTH, tile) of a chip."""
-    for name, (_, table, _) in VARIANTS.items():
+def listed(table, kinds, widths):
+    """Every listed (variant, dtype, kind, WIDTH, tile) of a table of sslops.tuning."""
+    for name, (_, kernel, _) in VARIANTS.items():
         for kind in kinds:
             for dtype in KINDS[kind]:
-                for size, tile in launch.TILES[chip][table][kind].items():
+                for size, tile in launch.TILES[table][kernel][kind].items():
                     if size in widths:
                         yield name, dtype, kind, size, tile
 
 
-def report(chip, name, dtype, kind, size, tile):
+def report(table, name, dtype, kind, size, tile):
     """Compile one variant and print what it needs."""
+    chip = chip_of(table)
     kernel, _, flags = VARIANTS[name]
     rows, cols, warps, stages = tile
     constants = dict(flags, D=size, WIDTH=size, ROWS=rows, COLS=cols,
@@ -141,7 +147,7 @@ def report(chip, name, dtype, kind, size, tile):
         constants.update(HEADROOM=14, FIXED=False)
     constants = {key: constants[key] for key in kernel.arg_names if key in constants}
     needs = compile_ahead(kernel, dtype, chip, constants, learned, warps, stages,
-                          launch.MOST_REGISTERS[chip])  # fmt: skip
+                          launch.MOST_REGISTERS[table])  # fmt: skip
     about = dict(chip=chip, variant=name, dtype=DTYPES[dtype], kind=kind, width=size, tile=tile)
     print(json.dumps({**about, **needs}), flush=True)
 
@@ -149,15 +155,15 @@ def report(chip, name, dtype, kind, size, tile):
 def main(extent):
     everything = extent == "all"
     widths = (16, 32, 64, 128, 256) if everything else (128,)
-    for chip in launch.TILES:
-        for entry in listed(chip, KINDS if everything else ("half",), widths):
+    for table in launch.TILES if everything else ("sm_80", "sm_90"):
+        for entry in listed(table, KINDS if everything else ("half",), widths):
             # quick: bfloat16 at D = 128, all variants for sm_90, the two largest for sm_80
             if everything or (
                 entry[1] == torch.bfloat16
-                and (chip == "sm_90" or entry[0] in ("one-sided", "two-sided gradient"))
+                and (table == "sm_90" or entry[0] in ("one-sided", "two-sided gradient"))
             ):
-                report(chip, *entry)
-    for chip in launch.TILES if everything else ("sm_90",):
+                report(table, *entry)
+    for chip in {chip_of(t) for t in launch.TILES} if everything else ("sm_90",):
         for name in ROW_KERNELS:
             dtype = torch.float16 if "float16" in name else torch.bfloat16
             report_row_kernel(chip, name, dtype, 256)

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from threadpoolctl import threadpool_limits
 
 
@@ -14,6 +16,20 @@ def shared_data():
         if (parent / "shared" / "data").is_dir():
             return parent / "shared" / "data"
     pytest.skip("no folder shared/data with real images beside the repository")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of smooth colour images, 40 to train and 10 to test."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for i in range(count):
+            path = folder / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 255, (5, 5, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((32, 32), Image.BICUBIC).save(path)
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,3 +43,30 @@ def one_thread():
     with threadpool_limits(1):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_subject(tmp_path):
+    """A function that makes a small Subject: convnet4 on a few handwritten digits."""
+    from sslzoo.evaluate import Common, Subject
+
+    def make(source="convnet4", **options):
+        defaults = dict(data="digits", channels=1, image_size=8, device="cpu", max_train=120,
+                        max_test=60, out=str(tmp_path / "out"))  # fmt: skip
+        return Subject(source, Common(**(defaults | options)))
+
+    return make
+
+
+@pytest.fixture
+def judge(make_subject):
+    """A function that runs a protocol on a small Subject; {metric: value} and the Result."""
+    from sslzoo import registry
+    from sslzoo.evaluate import evaluate
+
+    def run(name, subject=None, **options):
+        config = registry.evaluator(name).Config(**options)
+        result = evaluate(name, subject or make_subject(), config)
+        return {row.metric: row.value for row in result.rows}, result
+
+    return run

@@ -1,5 +1,7 @@
 """Random choices in forward do not depend on how the batch is split over processes."""
 
+from types import SimpleNamespace
+
 import torch
 
 from sslzoo import draws
@@ -11,12 +13,8 @@ def test_each_process_draws_its_part_of_the_batch(monkeypatch):
     drawn = Draws()
     whole = drawn(3, 8).uniform(8, 5)
     for rank in range(2):
-
-        class Group:
-            def rank(self, rank=rank):
-                return rank
-
-        monkeypatch.setattr(draws, "default_group", Group)
+        group = SimpleNamespace(rank=lambda rank=rank: rank)
+        monkeypatch.setattr(draws, "default_group", lambda group=group: group)
         assert torch.equal(drawn(3, 4).uniform(4, 5), whole[4 * rank : 4 * rank + 4])
 
 

@@ -60,6 +60,12 @@ def test_permutation_sets_are_far_apart_and_always_the_same():
     assert len(np.unique(all_permutations(5), axis=0)) == 120
 
 
+@pytest.mark.slow
+def test_a_thousand_permutations_have_the_distances_of_the_specification():
+    mean, least = mean_distance(permutation_set(1000))
+    assert mean == pytest.approx(8.01, abs=0.01) and least >= 2
+
+
 def test_each_choice_has_the_greatest_summed_distance():
     chosen, every = permutation_set(12, items=5), all_permutations(5)
     for n in range(1, 12):

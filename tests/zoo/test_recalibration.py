@@ -26,9 +26,11 @@ def test_statistics_are_the_averages_over_the_batches():
     assert all(map(torch.equal, before, network.parameters()))
 
 
-def test_a_run_on_tiles_saves_statistics_of_whole_images_and_goes_on_with_those_of_tiles(tmp_path):
-    config = TrainingConfig(backbone="convnet4", image_size=24, batch_size=359, epochs=1,
-                            warmup_epochs=0, out=str(tmp_path / "run"))  # fmt: skip
+def test_a_run_on_tiles_saves_statistics_of_whole_images_and_goes_on_with_those_of_tiles(
+    photos, tmp_path
+):
+    config = TrainingConfig(data=str(photos), backbone="convnet4", image_size=24, batch_size=10,
+                            epochs=1, warmup_epochs=0, out=str(tmp_path / "run"))  # fmt: skip
     setup = set_up("jigsaw", Config(permutations=4), config)
     folder = train(setup)
     saved, _ = load_backbone(folder.path)

@@ -163,14 +163,14 @@ def test_coarse_patches_are_those_of_interpolation():
 def test_a_bend_in_brightness_is_solvable_and_one_in_green_magenta_alone_is_not():
     open_options = dict(gap=0, position_jitter=0, patch=10)
     gray = method(color="keep", **open_options)
-    train(gray, lambda step: bowls(16, 32, step, [1.0, 1.0, 1.0]), 40)
+    train(gray, lambda step: bowls(16, 32, step, [1.0, 1.0, 1.0]), 80)
     assert accuracy(gray, bowls(40, 32, 999, [1.0, 1.0, 1.0])) > 0.9
     tinted = method(color="project", **open_options)
     train(tinted, lambda step: bowls(16, 32, step, [-1.0, 2.0, -1.0]), 10)
     assert accuracy(tinted, bowls(40, 32, 999, [-1.0, 2.0, -1.0])) == 0.125
     # The colour is the cause: kept, it can be solved like brightness.
     kept = method(color="keep", **open_options)
-    train(kept, lambda step: bowls(16, 32, step, [-1.0, 2.0, -1.0]), 40)
+    train(kept, lambda step: bowls(16, 32, step, [-1.0, 2.0, -1.0]), 80)
     assert accuracy(kept, bowls(40, 32, 999, [-1.0, 2.0, -1.0])) > 0.9
 
 
@@ -198,10 +198,11 @@ def test_second_patches_of_other_images_tell_nothing():
 
 
 def test_the_position_probe_finds_places_in_features_and_none_in_noise():
+    torch.manual_seed(0)
     place = torch.randint(0, 20, (40, 9, 2))
-    noise = torch.randn(40, 9, 6)
+    noise = torch.randn(40, 9, 100)
     assert position_r2(torch.cat([place.float(), noise], -1), place) > 0.99
-    assert position_r2(noise, place) < 0.1
+    assert -0.05 < position_r2(noise, place) < 0.05  # also where features are many
 
 
 @pytest.mark.parametrize("options", [dict(gap=1), dict(grid=4)])

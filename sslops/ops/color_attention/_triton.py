@@ -11,26 +11,17 @@ import itertools
 import torch
 import triton
 
+from sslops import tuning
 from sslops.ops.color_attention import _triton_dense as dense
 from sslops.ops.color_attention import _triton_topk as topk
 from sslops.ops.color_attention import autograd
 
 MOST_KEPT = 32  # the largest top-k: a program keeps that many cells of each of its rows
 
-# Launch parameters by kind of product: columns of the embeddings that a program holds at a time at
-# most, rows that it owns, rows that it visits at a time, warps, pipeline stages, registers (told,
-# ptxas does not spill to save some). All fit 99 KiB of shared memory and the registers, which
-# tests/ops/test_color_attention_compile.py holds them to.
-_IEEE = dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=2, maxnreg=255)
-TILES = {  # kind, D > 64
-    ("half", False): dict(WIDTH=64, ROWS=64, COLS=64, num_warps=4, num_stages=2, maxnreg=255),
-    ("half", True): dict(WIDTH=128, ROWS=64, COLS=32, num_warps=8, num_stages=2, maxnreg=255),
-    ("tf32x3", False): dict(WIDTH=64, ROWS=32, COLS=32, num_warps=8, num_stages=1, maxnreg=255),
-    ("tf32x3", True): dict(WIDTH=64, ROWS=16, COLS=16, num_warps=4, num_stages=1, maxnreg=255),
-    ("ieee", False): _IEEE,
-    ("ieee", True): _IEEE,
-}
-GATHER = dict(ROWS=32, num_warps=4, maxnreg=255)
+# Told that they may use all registers, ptxas does not spill to save some. Tiles are in
+# sslops/tuning; tests/ops/test_color_attention_compile.py holds them to 99 KiB of shared memory.
+MOST_REGISTERS = 255
+GATHER = dict(ROWS=32, num_warps=4, maxnreg=MOST_REGISTERS)
 INTERPRETER_ROWS = 64  # the interpreter's time goes by instructions, not by numbers
 
 
@@ -70,11 +61,12 @@ def width_of(D):
 def tile_options(f):
     """What all kernels with matrix products know at compile time, and their launch parameters."""
     D = f.shape[2]
-    tile = TILES[product(f.dtype), D > 64]
-    tile = {**tile, "WIDTH": min(tile["WIDTH"], width_of(D))}
+    tiles = tuning.TABLES[tuning.table_of(f)]["color_attention"][product(f.dtype)]
+    columns, rows, cols, warps, stages = tiles["wide" if D > 64 else "narrow"]
     if dense.INTERPRETED:
-        tile.update(ROWS=INTERPRETER_ROWS, COLS=INTERPRETER_ROWS)
-    return dict(D=D, **tile)
+        rows, cols = INTERPRETER_ROWS, INTERPRETER_ROWS
+    return dict(D=D, WIDTH=min(columns, width_of(D)), ROWS=rows, COLS=cols, num_warps=warps,
+                num_stages=stages, maxnreg=MOST_REGISTERS)  # fmt: skip
 
 
 def dense_options(f, v, window, backward=False, accumulators=1):

@@ -381,7 +381,7 @@ def unsupported(query, positive_key, negative_keys, temperature, **options):
     """See sslops.registry."""
     if negative_keys is not None and query.shape[1] == 1 and query.shape[0] > 1:
         return "paired negatives are one matrix-vector product per row: no tiles to share"
-    return launch.why_not(*_present(query, positive_key, negative_keys))
+    return launch.why_not("info_nce", *_present(query, positive_key, negative_keys))
 
 
 def info_nce(

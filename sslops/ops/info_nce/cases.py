@@ -39,20 +39,25 @@ class Case:
         return replace(self, N=min(self.N, 300), M=min(self.M, 700))
 
     @property
+    def rows(self):
+        """Number of losses before their mean."""
+        return torch.Size(self.lead).numel() * self.N
+
+    @property
     def logits(self):
         """Number of scores: what FLOPs and exponentials are counted in."""
-        rows = torch.Size(self.lead).numel() * self.N
-        return rows * (self.N if self.negatives is None else self.M)
+        return self.rows * (self.N if self.negatives is None else self.M)
 
     def floor(self, element_bytes=4):
         """The least that forward and backward must do, with nothing of size N x M stored."""
-        rows = torch.Size(self.lead).numel() * self.N
+        rows = self.rows
         keys = rows if self.negatives is None else self.M
         products = 2 if self.frozen else 3  # S, dQ, dK
+        keys_passes = 1 if self.frozen else 3  # a queue is read once: dQ is a sum of the same keys
         return {
             "flops": products * 2 * self.D * self.logits,
             "exps": self.logits,
-            "bytes": 3 * (rows + keys) * self.D * element_bytes,
+            "bytes": (3 * rows + keys_passes * keys) * self.D * element_bytes,
         }
 
 

@@ -226,7 +226,7 @@ launch.refuse_second_derivative("nt_xent", _backward)
 
 def unsupported(z, temperature, **options):
     """See sslops.registry."""
-    return launch.why_not(z[None])
+    return launch.why_not("nt_xent", z[None])
 
 
 def nt_xent(z, temperature, *, normalize, return_stats):

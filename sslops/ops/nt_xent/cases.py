@@ -26,8 +26,13 @@ class Case:
         return replace(self, N=min(self.N, 300))
 
     @property
+    def rows(self):
+        """Number of losses before their mean."""
+        return 2 * self.N
+
+    @property
     def logits(self):
-        return (2 * self.N) ** 2
+        return self.rows**2
 
     def floor(self, element_bytes=4):
         """The least that forward and backward must do by symmetry (kernels.md: the triangle)."""

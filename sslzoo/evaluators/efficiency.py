@@ -1,0 +1,152 @@
+"""What the encoder costs: parameters, operations, images per second, memory, energy, hours."""
+
+import platform
+import time
+from dataclasses import dataclass
+
+import torch
+
+from sslzoo.backbones import count_parameters
+from sslzoo.data import DataError
+from sslzoo.evaluation.efficiency import (
+    energy_joules,
+    flops,
+    median,
+    peak_memory,
+    step_seconds,
+    training_hours,
+)
+from sslzoo.evaluation.features import evaluation_views
+from sslzoo.evaluation.results import Result, Row
+from sslzoo.evaluation.subject import DTYPES
+
+VERSION = 1
+
+
+@dataclass
+class Config:
+    """Options of the efficiency. The precision is that of --precision."""
+
+    batch_size: int = 64
+    """Images of a pass."""
+    warmup: int = 20
+    """Passes before the clock starts."""
+    steps: int = 50
+    """Passes that are timed."""
+    repeats: int = 3
+    """Such timings, of which the median counts."""
+    compile: bool = False
+    """Time torch.compile's code."""
+    training: bool = True
+    """Also time forward and backward together."""
+    price: float = 0.0
+    """Of an hour of the machine, in any currency, for the cost of the run; 0 leaves it out."""
+
+    def __post_init__(self):
+        if min(self.batch_size, self.steps, self.repeats) < 1 or self.warmup < 0 or self.price < 0:
+            raise ValueError("batch_size, steps and repeats must be at least 1, warmup and price "
+                             "at least 0")  # fmt: skip
+
+
+def evaluate(subject, config):
+    """Rows of counts, speeds, memory, energy, and of the run's hours and cost."""
+    shape = (config.batch_size, subject.about["channels"], subject.size, subject.size)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(subject.seed)).to(subject.device)
+    rows, notes = count_rows(subject, x[:1]), []
+    for name, step in passes(subject, config, x).items():
+        rows += speed_rows(name, step, subject, config)
+    rows += loading_rows(subject, config, notes)
+    rows += run_rows(subject, config)
+    if not any("energy" in row.metric for row in rows):
+        notes.append("no energy: neither the driver nor the operating system tells")
+    details = {"machine": machine(subject.device), "precision": subject.common.precision,
+               "compile": config.compile, "batch_size": config.batch_size,
+               "threads": torch.get_num_threads()}  # fmt: skip
+    return Result(rows, details=details, notes=notes)
+
+
+def count_rows(subject, x):
+    """Parameters, and operations for one image; the backward pass is twice the forward."""
+    model = subject.backbone
+    once = flops(model, x) / 1e9
+    return [Row("parameters", count_parameters(model) / 1e6, unit="million"),
+            Row("forward", once, unit="GFLOP an image (multiply-add = 2)"),
+            Row("forward and backward", 3 * once, unit="GFLOP an image")]  # fmt: skip
+
+
+def passes(subject, config, x):
+    """{name: a function that does one pass}."""
+    dtype = DTYPES[subject.common.precision]
+    frozen = torch.compile(subject.backbone) if config.compile else subject.backbone
+
+    def forward():
+        with torch.no_grad(), torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+            frozen(x)
+
+    found = {"forward": forward}
+    if config.training:
+        model = subject.trainable().train()
+        tuned = torch.compile(model) if config.compile else model
+
+        def both():
+            with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+                loss = tuned(x).float().square().mean()
+            loss.backward()
+            model.zero_grad()
+
+        found["forward and backward"] = both
+    return found
+
+
+def speed_rows(name, step, subject, config):
+    """Images per second, peak memory and energy of one kind of pass."""
+    found, times, device = {}, [], subject.device
+    with peak_memory(device, found):
+        for _ in range(config.repeats):
+            times.append(step_seconds(step, device, warmup=config.warmup, steps=config.steps))
+    speed, std = median([config.batch_size / t for t in times])
+    rows = [Row(f"{name}, speed", speed, std, unit="images/s")]
+    rows += [Row(f"{name}, {what}", value, unit="MiB") for what, value in found.items()]
+    before = energy_joules(device)
+    if before is not None:
+        step_seconds(step, device, warmup=0, steps=config.steps)
+        joules = (energy_joules(device) - before) / (config.steps * config.batch_size)
+        rows.append(Row(f"{name}, energy", joules, unit="J an image"))
+    return rows
+
+
+def loading_rows(subject, config, notes):
+    """Images per second with the data's decoding and resizing, over one pass of the test split."""
+    try:
+        data = subject.data("test")
+    except DataError as error:
+        notes.append(f"no speed with loading: {error}")
+        return []
+    most = config.batch_size * config.steps
+    data = data.subset(range(min(len(data), most)))
+    times = []
+    for _ in range(config.repeats):
+        start = time.perf_counter()
+        views = evaluation_views(data, subject.size, config.batch_size, subject.common.workers)
+        subject.encode(views)  # the features come back to the CPU, which waits for the device
+        times.append(time.perf_counter() - start)
+    speed, std = median([len(data) / t for t in times])
+    return [Row("forward with loading, speed", speed, std, unit="images/s")]
+
+
+def run_rows(subject, config):
+    """Hours and cost of the training so far, where the source is a run."""
+    hours = training_hours(subject.folder) if "method" in subject.about else None
+    if hours is None:
+        return []
+    rows = [Row("training so far", hours, unit="hours")]
+    if config.price:
+        rows.append(Row("cost so far", hours * config.price, unit="(hours x price)"))
+    return rows
+
+
+def machine(device):
+    """Name of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
