@@ -14,6 +14,9 @@ LOSSES = {
     "info_nce": (sslops.info_nce, {}),
     "symmetric": (sslops.info_nce, {"symmetric": True}),
     "nt_xent": (sslops.nt_xent, {}),
+    "info_nce ring": (sslops.info_nce, {"exchange": "ring"}),
+    "symmetric ring": (sslops.info_nce, {"exchange": "ring", "symmetric": True}),
+    "nt_xent ring": (sslops.nt_xent, {"exchange": "ring"}),
 }
 
 

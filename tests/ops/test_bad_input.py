@@ -38,8 +38,8 @@ INFO_NCE = {
         (ValueError, "negative_mode|'unpaired'|'paired'|'all'", (z, z), {"negative_mode": "all"}),
     "symmetric with negatives":
         (ValueError, "symmetric|negative_keys=None", (z, z, negatives), {"symmetric": True}),
-    "group with negatives":
-        (ValueError, "group|negative_keys=None", (z, z, negatives), {"group": object()}),
+    "unknown exchange":
+        (ValueError, "exchange|'gather'|'star'", (z, z), {"exchange": "star"}),
 }
 NT_XENT = {
     "z0 is an array": (TypeError, "z0|tensor|ndarray", (z.numpy(), z), {}),

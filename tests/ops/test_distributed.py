@@ -8,12 +8,15 @@ import torch.multiprocessing
 
 import sslops
 from sslops import registry
+from sslops.ops.logit_blocks import across_ranks
 
 KINDS = ["even", "uneven", "empty"]
 WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
 BACKENDS = {op.name: list(op.backends) for op in registry.OPS.values()}
 RUNS = [
-    (name, backend) for name, (op, _) in ranks.LOSSES.items() for backend in BACKENDS[op.__name__]
+    (name, backend)
+    for name, (op, options) in ranks.LOSSES.items()
+    for backend in (across_ranks.BACKENDS if "exchange" in options else BACKENDS[op.__name__])
 ]
 
 
@@ -46,7 +49,7 @@ def assert_gradients(found, gradients):
 def of_rank(rows, rank, world, kind, name):
     """The rows of one rank out of those of the concatenated batch."""
     split = ranks.sizes(world, kind)
-    if name != "nt_xent":
+    if not name.startswith("nt_xent"):
         return rows.split(split)[rank]
     return torch.cat([half.split(split)[rank] for half in rows.chunk(2)])
 

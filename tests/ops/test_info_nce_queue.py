@@ -157,7 +157,7 @@ def test_leading_dimensions_share_the_queue(info_nce):
     "options, words",
     [
         (dict(negative_mode="paired"), "paired"),
-        (dict(symmetric=True), "need negative_keys=None"),
+        (dict(symmetric=True), "needs negative_keys=None"),
     ],
 )
 def test_bad_options_are_named(options, words):

@@ -111,6 +111,7 @@ def dino_loss(
         raise ValueError(f"skip_same_view leaves no pair of {S} student and {T} teacher views")
 
     with torch.autocast(student.device.type, enabled=False):
+        center = None if center is None else center.detach()
         rows = _backends(backend, student, teacher.detach(), center, weights, **temperatures,
                          skip_same_view=skip_same_view)  # fmt: skip
     if reduction == "none":
@@ -123,8 +124,7 @@ def _mean(rows, pairs, group):
     N = rows.shape[1]
     if group is None:
         return rows.sum() / (pairs * N) if N else rows.sum() * torch.nan
-    all_rows = distributed.sum_over_ranks(torch.full((), N, device=rows.device), group)
-    return rows.sum() * (distributed.rank_and_size(group)[1] / (pairs * all_rows))
+    return rows.sum() * (distributed.mean_scale(rows[0], group) / pairs)
 
 
 @torch.no_grad()

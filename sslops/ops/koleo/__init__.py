@@ -87,7 +87,7 @@ def koleo(features, *, reduction="mean", group=None, backend=None):
         return rows.sum()
     if group is None:
         return rows.mean()
-    return rows.sum() * distributed.mean_scale(y.shape[:-1].numel(), group)
+    return rows.sum() * distributed.mean_scale(rows, group)
 
 
 class _Float32(torch.autograd.Function):

@@ -14,6 +14,8 @@ import torch
 
 from sslops import arguments, distributed, registry
 from sslops.ops import info_nce as info_nce_op
+from sslops.ops.info_nce.reference import InfoNCERows
+from sslops.ops.logit_blocks import across_ranks
 
 _backends = registry.load("nt_xent", "cpu", "triton", "chunked", "reference")
 
@@ -26,6 +28,7 @@ def nt_xent(
     reduction="mean",
     normalize=True,
     group=None,
+    exchange="auto",
     return_stats=False,
     backend=None,
 ):
@@ -44,7 +47,10 @@ def nt_xent(
         reduction: "mean", "sum" or "none".
         normalize: scale every row to unit length first.
         group: None (this process only), or a torch.distributed process group whose other ranks'
-            views are negatives too; gradients flow through the gather.
+            views are negatives too; gradients flow back to the rank that a view came from.
+        exchange: how the ranks' views meet, with `group`: "gather" (all at once), "ring" (one
+            rank's at a time, O(N D / ranks) memory; backend "chunked" or "reference"), or "auto":
+            a ring beyond sslops.distributed.RING_BYTES.
         return_stats: also return an InfoNCEStats over the 2N rows, first views first.
         backend: force "cpu", "triton", "chunked" or "reference"; None takes the first that can run.
 
@@ -84,32 +90,40 @@ def nt_xent(
         )
     temperature = arguments.check_temperature(temperature, z0)
 
+    arguments.check_choice("exchange", exchange, ("auto", "gather", "ring"))
+    options = dict(normalize=normalize, return_stats=return_stats)
     with torch.autocast(z0.device.type, enabled=False):
+        z = torch.cat([z0, z1])
         if group is None:
-            rows = _backends(backend, torch.cat([z0, z1]), temperature,
-                             normalize=normalize, return_stats=return_stats)  # fmt: skip
-            scale = None
+            rows, scale = _backends(backend, z, temperature, **options), None
         else:
-            options = dict(normalize=normalize, return_stats=return_stats)
-            options["uniform"] = reduction != "none"
-            rows, scale = _across_ranks(backend, z0, z1, temperature, group, options)
+            rows = _across_ranks(backend, z, temperature, group, exchange, reduction != "none",
+                                 options)  # fmt: skip
+            scale = distributed.mean_scale(rows.loss, group)
 
     loss = info_nce_op.reduce_rows(rows.loss, reduction, scale)
     return (loss, info_nce_op.InfoNCEStats(*rows[1:])) if return_stats else loss
 
 
-def _across_ranks(backend, z0, z1, temperature, group, options):
-    """Row losses against the views of all ranks: each half is an InfoNCE without its own view."""
-    N = len(z0)
-    keys, first = distributed.gather_rows(torch.cat([z0, z1])[None], group)
+def _across_ranks(backend, z, temperature, group, exchange, uniform, options):
+    """Row losses against the views of all ranks."""
+    route = distributed.route(z[None], group, exchange)
+    if isinstance(route, distributed.Ring):
+        backend = backend or registry.FORCED_BACKEND
+        across_ranks.check_backend("nt_xent", backend)
+        options = across_ranks.Options(backend, **options)
+        rows = across_ranks.in_batch_rows(z[None], None, temperature, route, options)
+        return InfoNCERows(*(None if x is None else x[0] for x in rows))
+    N = len(z) // 2
+    keys, first = distributed.gather_rows(z[None], group, route.sizes)
+    # Each half is an InfoNCE without its own view.
     halves = [
         info_nce_op._backends(
-            backend, z[None], keys, None, temperature, symmetric=False,
+            backend, half[None], keys, None, temperature, symmetric=False, uniform=uniform,
             positive_offset=first + positive, exclude_offset=first + own, **options,
         )
-        for z, own, positive in ((z0, 0, N), (z1, N, 0))
+        for half, own, positive in ((z[:N], 0, N), (z[N:], N, 0))
     ]  # fmt: skip
-    rows = info_nce_op.InfoNCERows(
+    return InfoNCERows(
         *(None if a is None else torch.cat([a[0], b[0]]) for a, b in zip(*halves, strict=True))
     )
-    return rows, distributed.mean_scale(keys.shape[1], group)
