@@ -200,7 +200,7 @@ class DINOv2(nn.Module):
         """One step of the loss; views: two global crops, then local ones, [B, C, H, W]."""
         self.at(step)
         config, (global_0, global_1, *local) = self.config, views
-        B, x = len(global_0), self.resized(torch.cat([global_0, global_1]))
+        V, B, x = len(views), len(global_0), self.resized(torch.cat([global_0, global_1]))
         masks = self.draw_masks(x)  # [2B, N]
         rows, columns = masks.nonzero().to(x.device).unbind(1)
         # 2B counts the crops without a mask as well.
@@ -217,13 +217,12 @@ class DINOv2(nn.Module):
         network = self.student["backbone"]
         h_s, patches = self.split(vit_tokens(network, x, masks.to(x.device), self.mask_token))
         h = [h_s, in_crop_order(lambda x: encode(network, x), local)] if local else [h_s]
-        g_s = self.student["dino_head"](torch.cat(h)).view(len(views), B, -1)
+        g_s = self.student["dino_head"](torch.cat(h)).view(V, B, -1)
         g_s_patch = self.head(self.student)(patches[rows, columns])
 
         # Student view s against teacher view t != s: what the official code swaps the crops for.
         tau = dict(student_temperature=config.student_temperature)
-        pairs = 2 * len(views) - 2
-        of_view = sslops.dino_loss(g_s, reduction="none", **P, **tau).sum(1) / (pairs * B)
+        of_view = sslops.dino_loss(g_s, reduction="none", **P, **tau).sum(1) / (2 * (V - 1) * B)
         ibot = sslops.dino_loss(g_s_patch, weights=weights, reduction="sum", **P_patch, **tau)
         koleo = 2 * sslops.koleo(h_s.view(2, B, -1))  # the sum over both crops
         loss = (config.dino_weight * of_view.sum() + config.ibot_weight * ibot
