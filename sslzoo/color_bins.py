@@ -89,9 +89,13 @@ class Bins(nn.Module):
         logits = logits.float()
         return logits.logsumexp(-1) - (code.weights * logits.gather(-1, code.ids)).sum(-1)
 
-    def prior_cross_entropy(self, code):
-        """The same of a prediction that never looks at the image: the prior itself."""
-        log_prior = self.prior.clamp(min=torch.finfo(torch.float32).tiny).log()
+    def prior_cross_entropy(self, code, *, is_weighted=False):
+        """The same of a prediction that never looks at the image: the prior p itself.
+
+        Of weighed pixels it is w p, which sums to 1 too and costs them less than p.
+        """
+        prior = self.prior * self.weights if is_weighted else self.prior
+        log_prior = prior.clamp(min=torch.finfo(torch.float32).tiny).log()
         return -(code.weights * log_prior[code.ids]).sum(-1)
 
     def decode(self, logits, temperature):

@@ -129,6 +129,7 @@ class Colorization(nn.Module):
             "loss": loss,
             "cross_entropy": cross_entropy.detach().mean(),
             "kl": (cross_entropy.detach() - Z.entropy()).mean(),
+            "prior_loss": (v * self.bins.prior_cross_entropy(Z, is_weighted=True)).mean(),
             "prior_cross_entropy": self.bins.prior_cross_entropy(Z).mean(),
             "bin_top1": hits(logits.detach(), Z, 1).mean(),
             "bin_top5": hits(logits.detach(), Z, 5).mean(),

@@ -184,11 +184,12 @@ def classification(logits, values, bins, counts, name):
     """Cross-entropy with soft codes, and what to log of it."""
     code = bins.encode(values)
     cross_entropy = bins.cross_entropy(logits, code)
-    loss = (bins.weights[code.ids[..., 0]] * counts * cross_entropy).mean()
+    v = bins.weights[code.ids[..., 0]] * counts
+    loss = (v * cross_entropy).mean()
     log = {
         f"{name}_loss": loss.detach(),
         f"{name}_kl": (cross_entropy.detach() - code.entropy()).mean(),
-        f"{name}_prior_loss": bins.prior_cross_entropy(code).mean(),
+        f"{name}_prior_loss": (v * bins.prior_cross_entropy(code, is_weighted=True)).mean(),
         f"{name}_top1": hits(logits.detach(), code, 1).mean(),
     }
     return loss, log

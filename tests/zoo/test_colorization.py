@@ -151,6 +151,29 @@ def test_a_prediction_of_the_prior_costs_its_cross_entropy():
     assert code.entropy().mean() < found.mean() < math.log(313)
 
 
+def test_of_weighed_pixels_the_best_constant_prediction_is_the_weighed_prior():
+    torch.manual_seed(0)
+    bins, ab = color_bins(64, 1), torch.randn(400, 2) * 20
+    bins.rebalance(bins.count(ab), smoothing=0, uniform_share=0.5)
+    code = bins.encode(ab)
+    ids, v = code.ids[:, 0], bins.weights[code.ids[:, 0]].double()
+    q = torch.bincount(ids, v, minlength=64) / v.sum()  # the minimum over all constants
+    found = (v * bins.prior_cross_entropy(code, is_weighted=True)).mean()
+    assert found.item() == pytest.approx(-(v * q[ids].log()).mean().item(), rel=1e-5)
+    assert found < (v * bins.prior_cross_entropy(code)).mean() - 0.1
+
+
+def test_the_logged_chance_is_the_loss_of_a_constant_prediction():
+    ours, x = method(), photographs(3)
+    ours.survey([x])
+    constant = (ours.bins.prior * ours.bins.weights).clamp(min=1e-38).log()
+    with torch.no_grad():
+        ours.decoder.last.weight.zero_()
+        ours.decoder.last.bias.copy_(constant)
+    outputs = ours([x], 0)
+    assert outputs["prior_loss"].item() == pytest.approx(outputs["loss"].item(), rel=1e-4)
+
+
 # The loss
 
 

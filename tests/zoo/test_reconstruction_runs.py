@@ -56,8 +56,8 @@ def test_a_run_leaves_metrics_and_pictures(run):
         row = list(csv.DictReader(file))[-1]
     expected = {
         "mae": {"visible_loss", "target_variance_min", "target_variance_median", "mask_ratio"},
-        "colorization": {"cross_entropy", "kl", "prior_cross_entropy", "bin_top1", "bin_top5",
-                         "gray_images", "ab_rmse", "chroma_ratio", "error_area",
+        "colorization": {"cross_entropy", "kl", "prior_cross_entropy", "prior_loss", "bin_top1",
+                         "bin_top5", "gray_images", "ab_rmse", "chroma_ratio", "error_area",
                          "error_area_rebalanced"},
         "split_brain": {"ab_loss", "ab_kl", "ab_prior_loss", "ab_top1", "lightness_loss",
                         "lightness_kl", "lightness_prior_loss", "lightness_top1",
