@@ -1,7 +1,8 @@
 """The command `sslzoo`: list, pretrain, evaluate, propagate, import, export, doctor,
 demo.
 
-Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C.
+Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C,
+75 by SIGTERM: with a checkpoint, to be started again.
 Everything heavy is imported by the command that needs it, so that help comes at once.
 """
 
@@ -51,7 +52,7 @@ def user_errors():
     for module, name in (
         ("sslzoo.data", "DataError"),
         ("sslzoo.run_folder", "RunFolderError"),
-        ("sslzoo.training", "TrainingError"),
+        ("sslzoo.failures", "TrainingError"),
         ("sslzoo.weights", "WeightsError"),
         ("torch", "OutOfMemoryError"),
     ):

@@ -19,6 +19,7 @@ import os
 import pickle
 import platform
 import subprocess
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -68,30 +69,37 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with --resume {self.path}, or "
                 "choose another --out"
             )
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            for stale in self.path.glob("checkpoint.pt.*.tmp"):  # of a run killed while it wrote
+                stale.unlink()
             found = json.dumps(versions(), indent=2) + "\n"
             replace_file(self.path / "versions.json", lambda p: p.write_text(found))
             text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
             replace_file(self.path / "config.yaml", lambda p: p.write_text(text))
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot write to the run folder {self.path}: {error.strerror}"
-            ) from None
 
     def log(self, row):
         """Add a row to metrics.csv, and its values to TensorBoard's files."""
-        self.metrics.write(row)
-        if self._writer is None:
-            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=row["step"])
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, row["step"])
-        self._writer.flush()
+        with writing(self.path):
+            self.metrics.write(row)
+            if self._writer is None:
+                self._writer = SummaryWriter(self.path / "tensorboard", purge_step=row["step"])
+            for name, value in row.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, row["step"])
+            self._writer.flush()
 
-    def save_checkpoint(self, state):
-        """Replace the checkpoint at once: a run killed here keeps the older one."""
-        replace_file(self.checkpoint, lambda p: torch.save(state, p))
+    def save_checkpoint(self, state, kept_step=None):
+        """Replace the checkpoint at once: a run killed here keeps the older one.
+
+        Args:
+            state: what torch.save takes.
+            kept_step: step of the checkpoint that stays where this one cannot be written.
+        """
+        kept = "" if kept_step is None else (f"; the checkpoint of step {kept_step} is kept, go on "
+                                             f"from it with --resume {self.path}")  # fmt: skip
+        with writing(self.checkpoint, kept):
+            replace_file(self.checkpoint, lambda p: _save_synced(state, p))
 
     def load_checkpoint(self):
         """The state that save_checkpoint wrote."""
@@ -260,6 +268,45 @@ def _load_checkpoint(file):
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"{file} is no checkpoint of sslzoo ({reason})") from error
+
+
+@contextmanager
+def writing(path, then=""):
+    """Inside, a full disk, lost permissions and the like are a RunFolderError of one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunFolderError(f"cannot write {error.filename or path}: {reason}{then}") from error
+
+
+def _save_synced(state, path):
+    """torch.save, on the disk when it returns; a failed write is an OSError that says why."""
+    with path.open("wb") as file:
+        target = _Target(file)
+        try:
+            torch.save(state, target)
+        except RuntimeError as error:  # torch's writer hides the reason
+            raise target.error or error from error
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _Target:
+    """A file that remembers why a write failed."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self):
+        self.file.flush()
 
 
 def replace_file(path, write):

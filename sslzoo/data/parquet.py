@@ -55,7 +55,9 @@ class EncodedImages:
         return f"{zlib.crc32(cell['bytes'] or b'')} {cell.get('path')}"
 
 
-def open_parquet(path, split="train", *, label_column=None, memory_limit_mib=1024, **_):
+def open_parquet(
+    path, split="train", *, label_column=None, memory_limit_mib=1024, max_unreadable=0, **_
+):
     """Images of one split of a Parquet file, a folder of them, or a folder and a name's start.
 
     Args:
@@ -79,6 +81,7 @@ def open_parquet(path, split="train", *, label_column=None, memory_limit_mib=102
         f"{path}/{split}",
         source,
         memory_limit_mib=memory_limit_mib,
+        max_unreadable=max_unreadable,
         labels=labels,
         class_names=names,
     )
