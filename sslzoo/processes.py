@@ -16,7 +16,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from sslzoo.failures import TrainingError
 
 # A process that has not counted on for this long is gone.
-PATIENCE_SECONDS = 4.0
+PATIENCE_SECONDS = 3.0
 BEAT_SECONDS = 0.5
 FIRST_PORT, PORTS = 20_000, 10_000
 
@@ -108,6 +108,7 @@ class Heartbeat:
         self.rank, self.world_size = rank, world_size
         store = dist.distributed_c10d._get_default_store()  # torch has no public name for it
         self.store = dist.PrefixStore("sslzoo/alive", store)
+        self.verdict = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.beat, daemon=True)
 
@@ -124,17 +125,32 @@ class Heartbeat:
         while not self.ended.wait(BEAT_SECONDS):
             try:
                 self.store.add(str(self.rank), 1)
+                self.read_verdict()
             except RuntimeError:  # the store ended with the process that held it
                 return
 
+    def read_verdict(self):
+        """What the first that looked found: later there are more that are gone."""
+        if self.verdict is None and self.store.check(["verdict"]):
+            self.verdict = self.store.get("verdict").decode()
+
     def who_is_gone(self):
-        """In words; takes PATIENCE_SECONDS."""
+        """In words; takes a few seconds."""
         try:
-            before = self.counts()
+            self.read_verdict()
+            before = [] if self.verdict else self.counts()
             self.ended.wait(PATIENCE_SECONDS)
-            after = self.counts()
+            self.read_verdict()
+            if self.verdict is None:
+                self.verdict = self.judge(before, self.counts())
+                self.store.set("verdict", self.verdict)
         except RuntimeError:
-            return f"process 0 of {self.world_size}, which the others meet at, is gone"
+            return self.verdict or f"process 0 of {self.world_size}, which holds the store, is gone"
+        if self.rank == 0:  # the others read it before the store ends
+            self.ended.wait(PATIENCE_SECONDS)
+        return self.verdict
+
+    def judge(self, before, after):
         gone = [str(rank) for rank, count in enumerate(before) if after[rank] == count]
         if not gone:
             return f"the {self.world_size} processes wait for one another, but all are alive"

@@ -318,7 +318,7 @@ def test_options_of_method_and_training_never_share_a_name():
 def test_checkpoints_are_written_when_asked(images, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(run_folder.RunFolder, "save_checkpoint",
-                        lambda self, state: steps.append(state["step"]))  # fmt: skip
+                        lambda self, state, kept: steps.append(state["step"]))  # fmt: skip
     run(images, tmp_path / "epochs")
     assert steps == [4, 8, 12]
     steps.clear()
