@@ -12,7 +12,7 @@ from sslzoo import pixels
 from sslzoo.counter_random import Uniform, stream_keys
 from sslzoo.data import DataError
 from sslzoo.loader import MadeByWorkers, ViewLoader
-from sslzoo.views import draw_boxes
+from sslzoo.views import draw_resized_boxes
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def draw_clips(spec, seed, epoch, indices, lengths, heights, widths):
         [0, 2, 4, 6]
     """
     uniform = Uniform(stream_keys(seed, epoch, np.asarray(indices)))
-    crop, flip = draw_boxes(spec, uniform, heights, widths), uniform() < spec.flip
+    size = (np.asarray(x, np.float64)[:, None] for x in (heights, widths))
+    crop, flip = draw_resized_boxes(spec, uniform, *size), uniform() < spec.flip
     lengths = np.asarray(lengths)[:, None]
     low, high = spec.gap
     gaps = np.floor(uniform(spec.frames - 1, low, high + 1)).astype(np.int64)

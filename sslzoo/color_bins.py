@@ -89,21 +89,29 @@ class Bins(nn.Module):
         logits = logits.float()
         return logits.logsumexp(-1) - (code.weights * logits.gather(-1, code.ids)).sum(-1)
 
+    def prior_cross_entropy(self, code):
+        """The same of a prediction that never looks at the image: the prior itself."""
+        log_prior = self.prior.clamp(min=torch.finfo(torch.float32).tiny).log()
+        return -(code.weights * log_prior[code.ids]).sum(-1)
+
     def decode(self, logits, temperature):
         """The annealed mean sum_q c_q softmax(logits / T)_q: [..., d]."""
         return (logits.float() / temperature).softmax(-1) @ self.centers
 
-    def rebalance(self, values, *, smoothing, uniform_share):
-        """Set prior and weights from the values of a training set.
+    def count(self, values):
+        """How many of the values [..., d] are nearest to each bin, int64 [Q]."""
+        return torch.bincount(self.nearest(values.flatten(0, -2)), minlength=len(self))
+
+    def rebalance(self, counts, *, smoothing, uniform_share):
+        """Set prior and weights from the colours of a training set.
 
         Args:
-            values: iterable of [rows, d].
+            counts: of `count`, summed over the set.
             smoothing: sigma of the Gaussian that smooths the prior, in the units of the centres; 0
                 is none.
-            uniform_share: lambda of `class_weights`.
+            uniform_share: lambda of `class_weights`; 1 sets the prior and weighs all bins alike.
         """
-        counts = sum(torch.bincount(self.nearest(v), minlength=len(self)).double() for v in values)
-        prior = smooth(counts / counts.sum(), self.centers.double(), smoothing)
+        prior = smooth(counts.double() / counts.sum(), self.centers.double(), smoothing)
         self.prior.copy_(prior)
         self.weights.copy_(class_weights(prior, uniform_share))
 

@@ -122,13 +122,16 @@ class SplitEncoder(nn.Module):
         }  # fmt: skip
 
     def forward(self, x):
-        last = self.layers()[-1]
+        last = list(self.shapes)[-1]
         return self.layer_features(x, [last])[last]
 
     def layers(self):
-        return list(self.shapes)
+        """Both halves together, then each alone: one of them may be of no use for some data."""
+        stages = list(self.shapes)
+        return stages + [f"{half}.{stage}" for half in self.halves for stage in stages]
 
     def layer_features(self, x, names):
+        backbones.check_layers(self, names)
         found = self.features(self.maps(rgb_to_lab(x)))
         return {name: joined(found, name) for name in names}
 
@@ -136,10 +139,7 @@ class SplitEncoder(nn.Module):
 def joined(found, name):
     """Features of one half where the name begins with it, else of both."""
     half, _, stage = name.partition(".")
-    parts = [found[half].get(stage)] if half in found else [f.get(name) for f in found.values()]
-    if None in parts:
-        stages = ", ".join(found["L"])
-        raise ValueError(f"no layer {name!r}; there are {stages}, and these after L. or ab.")
+    parts = [found[half][stage]] if half in found else [f[name] for f in found.values()]
     return torch.cat(parts, 1)
 
 

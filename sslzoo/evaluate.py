@@ -12,6 +12,7 @@ from sslzoo.run_folder import plain, replace_file, versions
 __all__ = ["AllConfig", "Common", "Subject", "evaluate", "evaluate_all", "percent"]
 
 FORMAT = 1  # of evaluation.json
+OF_FEATURES = ("cluster", "knn", "linear")  # protocols that never look at an image
 
 
 @dataclass
@@ -39,6 +40,11 @@ def evaluate(name, subject, config):
         DataError: the data does not allow it.
     """
     module = registry.evaluator(name)
+    given = "sounds" if subject.is_sound else "the raw input" if subject.common.raw else ""
+    if given and name not in OF_FEATURES:
+        raise DataError(
+            f"{name} needs an encoder of images; {', '.join(OF_FEATURES)} judge {given}"
+        )
     subject.notes, subject.used = [], {}
     result = module.evaluate(subject, config)
     result.notes = [*subject.notes, *result.notes]

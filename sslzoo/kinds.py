@@ -6,7 +6,6 @@ backbone then takes one; without it, images.
 
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from sslzoo import backbones
@@ -51,17 +50,3 @@ def views_of(module, config, image_size, kind):
     """The method's views; one of several kinds is told which."""
     several = not isinstance(getattr(module, "DATA", "images"), str)
     return module.views(config, image_size, *([kind] if several else []))
-
-
-def baseline(name, about):
-    """A module to compare with: the "untrained" backbone, or the "input" itself.
-
-    Args:
-        name: "untrained" or "input" (pixels of an image, log-mel features of a sound).
-        about: what a run's backbone expects, as load_backbone gives it.
-    """
-    if name == "input":
-        return KINDS[about.get("kind", "images")].untaught()
-    torch.manual_seed(0)
-    size = dict(image_size=about["image_size"], channels=about["channels"])
-    return backbones.build(about["backbone"], **size).eval()

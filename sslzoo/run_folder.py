@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 import sslops
-from sslzoo import registry
+from sslzoo import backbones, registry
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn",
             "torchmetrics")  # fmt: skip
@@ -206,9 +206,11 @@ def load_backbone(path):
 
 
 def build_backbone(about):
-    """The encoder that `about` describes, with random weights."""
-    module = registry.method(about["method"])
+    """The encoder that `about` describes, with random weights; imported ones have no method."""
     options = dict(image_size=about["image_size"], channels=about["channels"])
+    if "method" not in about:
+        return backbones.build(about["backbone"], **options)
+    module = registry.method(about["method"])
     options |= about.get("backbone_options", {})
     return registry.build_backbone(module, about["backbone"], **options)
 

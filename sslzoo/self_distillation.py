@@ -59,9 +59,14 @@ def is_vit(name):
     return name in OWN_VITS or (name.startswith("vit_") and name not in backbones.OWN)
 
 
+def has_class_token(backbone):
+    """Whether this is a ViT of timm whose output is its class token."""
+    return isinstance(backbone, VisionTransformer) and backbone.global_pool == "token"
+
+
 def encode(backbone, x):
     """Features [B, d] of images of any size: the normalised class token of a ViT."""
-    return vit_tokens(backbone, x)[:, 0] if isinstance(backbone, VisionTransformer) else backbone(x)
+    return vit_tokens(backbone, x)[:, 0] if has_class_token(backbone) else backbone(x)
 
 
 def vit_tokens(vit, x, mask=None, mask_token=None):

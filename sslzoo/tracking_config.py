@@ -9,39 +9,24 @@ class TrackerConfig:
     """Options of every tracker."""
 
     protocol: Literal["dino", "crw", "paper"] = "dino"
-    """How labels are carried on; see docs/methods/video_colorization.md."""
+    """How labels are carried on; see docs/evaluation/tracking.md."""
     size: int = 480
     """Shorter side of the frames as the encoder sees them, in pixels."""
-    layer: str = ""
-    """Layer whose map is taken; empty takes a method's embeddings, or else the last map."""
     temperature: float = 0.0
     """Temperature of the attention; no unit. 0 takes the protocol's."""
-    untrained: bool = False
-    """Draw the weights anew, as a control."""
-    pretrained: bool = False
-    """Fetch the published weights of an encoder that was named by its name in timm."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU where there is one."""
+    last_frames: int = 0
+    """Context: so many frames before the present one. 0 takes the protocol's."""
+    topk: int = 0
+    """Context cells that a cell copies from; more than there are is all. 0 takes the protocol's."""
+    radius: int = 0
+    """Window around a cell, in cells; the frame's length is none. 0 takes the protocol's."""
 
     def __post_init__(self):
         if self.size < 16:
             raise ValueError(f"size must be 16 pixels or more; got {self.size}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 or more; got {self.temperature}")
-
-
-@dataclass
-class TrackingConfig(TrackerConfig):
-    """Options of mask and keypoint tracking."""
-
-    data: str = ""
-    """Parquet file with columns sequence, frame_index, image and mask (a PNG a frame)."""
-    keypoints: str = ""
-    """Parquet file with columns sequence, frame_index and keypoints; empty for none."""
-    sequences: tuple[str, ...] = ()
-    """Only these sequences, such as [dog,cows]; empty for all."""
-    masks: str = ""
-    """Folder for the predicted masks as indexed PNGs; empty writes none."""
+        for name in ("temperature", "last_frames", "topk", "radius"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}")
 
 
 @dataclass
@@ -58,3 +43,21 @@ class PropagateConfig(TrackerConfig):
     """Folder for overlay.mp4, contact_sheet.png and masks/."""
     rate: int = 24
     """Frames per second of the overlay video."""
+    layer: str = ""
+    """Layer whose map is taken; empty takes a method's embeddings, or else the last map."""
+    untrained: bool = False
+    """The encoder as it was before training, as a control."""
+    pretrained: bool = False
+    """A name of timm gets its published weights instead of random ones."""
+    download: bool = False
+    """With --pretrained, fetch the weights where they are missing."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU where there is one."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rate < 1:
+            raise ValueError(f"rate must be 1 frame per second or more; got {self.rate}")
+        for name in ("video", "mask"):
+            if not getattr(self, name):
+                raise ValueError(f"propagate needs --{name}")

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from sslzoo.lab import RGB_TO_XYZ, WHITE, rgb_to_lab
+from sslzoo.lab import lab_to_rgb, rgb_to_lab
 from sslzoo.pictures import grid, to_uint8
 
 RED = (1.0, 0.0, 0.0)
@@ -43,16 +43,3 @@ def attention_picture(clips, attention, cell):
         weight = heat[:, number, None]
         columns.append(weight * red + (1 - weight) * 0.6 * clips[:, number])
     return grid([to_uint8(x) for x in columns], samples_per_row=1)
-
-
-def lab_to_rgb(lab):
-    """sRGB of CIE LAB [..., 3, H, W], clipped to what a screen shows; for pictures."""
-    L, a, b = lab.unbind(-3)
-    y = (L + 16) / 116
-    f = torch.stack([y + a / 500, y, y - b / 200], -3)
-    xyz = torch.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787)
-    white = torch.tensor(WHITE, dtype=lab.dtype, device=lab.device)
-    back = torch.linalg.inv(torch.tensor(RGB_TO_XYZ, dtype=torch.float64)).to(lab)
-    linear = torch.einsum("cx,...xhw->...chw", back * white, xyz).clamp(0, 1)
-    high = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
-    return torch.where(linear <= 0.0031308, 12.92 * linear, high)

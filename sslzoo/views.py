@@ -151,14 +151,23 @@ def _tensor(value):
 
 
 def draw_boxes(spec, uniform, height, width):
-    """Boxes as torchvision's RandomResizedCrop draws them: ten attempts, else a centre crop."""
-    B = len(uniform.keys)
+    """Boxes of a padded or a resized crop, [B, 4]: top, left, height, width in pixels."""
     height, width = (
-        np.broadcast_to(np.asarray(x, np.float64), B)[:, None] for x in (height, width)
+        np.broadcast_to(np.asarray(x, np.float64), len(uniform.keys))[:, None]
+        for x in (height, width)
     )
     if spec.crop_padding:
         shift = np.floor(uniform(2) * (2 * spec.crop_padding + 1)) - spec.crop_padding
         return np.concatenate([shift, height, width], 1)
+    return draw_resized_boxes(spec, uniform, height, width)
+
+
+def draw_resized_boxes(spec, uniform, height, width):
+    """As torchvision's RandomResizedCrop: ten attempts, else a centre crop.
+
+    Args:
+        height, width: float64 [B, 1], in pixels.
+    """
     area = height * width * uniform(CROP_ATTEMPTS, *spec.crop_scale)
     low, high = np.log(spec.crop_ratio)
     ratio = np.exp(uniform(CROP_ATTEMPTS, low, high))

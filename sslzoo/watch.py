@@ -228,10 +228,11 @@ def collapse_warning(row, width):
     rank = row.get("effective_rank", math.inf)
     if rank < min(LEAST_EFFECTIVE_RANK, width):
         return f"features fill {rank:.1f} directions of {width}"
-    if row.get("usage_entropy_share", 1.0) < LEAST_ENTROPY_SHARE:
-        return "the teacher gives all images the same prototype"
-    if row.get("teacher_entropy_share", 0.0) > 1 - LEAST_ENTROPY_SHARE / 10:
-        return "the teacher's output is uniform: it tells no image from another"
+    for things, thing, suffix in (("images", "image", ""), ("patches", "patch", "_patch")):
+        if row.get(f"usage_entropy_share{suffix}", 1.0) < LEAST_ENTROPY_SHARE:
+            return f"the teacher gives all {things} the same prototype"
+        if row.get(f"teacher_entropy_share{suffix}", 0.0) > 1 - LEAST_ENTROPY_SHARE / 10:
+            return f"the teacher's output is uniform: it tells no {thing} from another"
     if row.get("mutual_information_bound", math.inf) < LEAST_MUTUAL_INFORMATION:
         return "the loss is at chance: the views of an image do not find each other"
     return None

@@ -87,18 +87,24 @@ def import_weights(file, out, backbone=""):
     Raises:
         WeightsError: the file is damaged or no known layout, or its tensors do not fit.
     """
-    content = read(file)
-    layout, tensors = find_format(content, file)
+    run = RunFolder(out)
+    if (run.path / "backbone.safetensors").exists():
+        raise WeightsError(f"{run.path} already holds a backbone: choose another --out")
+    layout, tensors = find_format(read(file), file)
     weights, used = backbone_weights(layout, tensors)
+    check_sizes(weights, file)
+    take_registers_apart(weights)
     name = backbone or find_backbone(layout, weights, file)
     about = {
-        "method": layout.name, "data": "", "kind": "images", "backbone": name,
+        "imported": layout.name, "data": "", "kind": "images", "backbone": name,
         "image_size": image_size(weights), "channels": 3,
         "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
     }  # fmt: skip
-    model = backbones.build(name, image_size=about["image_size"])
+    try:
+        model = backbones.build(name, image_size=about["image_size"])
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
     fill(model, weights, name, file)
-    run = RunFolder(out)
     run.path.mkdir(parents=True, exist_ok=True)
     run.save_backbone(model, about)
     result = Imported(layout.name, name, used, sorted(tensors.keys() - used.keys()))
@@ -151,11 +157,29 @@ def backbone_weights(layout, tensors):
             continue
         name = timm_key(inner)
         weights[name], used[key] = tensor, name
-    if "reg_token" in weights:  # timm adds the class token's position once and for all
+    return weights, used
+
+
+SIZES = {"patch_embed.proj.weight": 4, "pos_embed": 3, "cls_token": 3}
+
+
+def check_sizes(weights, file):
+    """A WeightsError where a tensor that tells which backbone it is has no usable shape."""
+    for name, number in SIZES.items():
+        if name in weights and (weights[name].ndim != number or 0 in weights[name].shape):
+            raise WeightsError(f"{file}: {name} has the shape {tuple(weights[name].shape)} instead "
+                               f"of {number} sizes above 0")  # fmt: skip
+    lacking = {"cls_token", "pos_embed"} - weights.keys()
+    if "reg_token" in weights and lacking:
+        raise WeightsError(f"{file} has register tokens but no {' and no '.join(sorted(lacking))}")
+
+
+def take_registers_apart(weights):
+    """Where there are registers, timm's class token holds its position; in place."""
+    if "reg_token" in weights:
         places = weights["pos_embed"]
         weights["cls_token"] = weights["cls_token"] + places[:, :1]
         weights["pos_embed"] = places[:, 1:]
-    return weights, used
 
 
 def timm_key(key):
@@ -191,7 +215,7 @@ def image_size(weights):
     if "pos_embed" not in weights or "patch_embed.proj.weight" not in weights:
         return 224
     tokens = weights["pos_embed"].shape[1] - ("reg_token" not in weights)
-    return round(tokens**0.5) * weights["patch_embed.proj.weight"].shape[-1]
+    return max(1, round(tokens**0.5)) * weights["patch_embed.proj.weight"].shape[-1]
 
 
 def fill(model, weights, name, file):

@@ -42,6 +42,14 @@ class Video:
             return self.source.frames(indices)
         return [self.source.read(int(i)) for i in indices]
 
+    def __iter__(self):
+        """All frames in order, uint8 [3, H, W]; a file is decoded once, from its start."""
+        if self.memory is not None:
+            return iter(self.memory)
+        if hasattr(self.source, "every"):
+            return self.source.every()
+        return (self.source.read(index) for index in range(len(self)))
+
     @property
     def size(self):
         """(height, width) in pixels."""

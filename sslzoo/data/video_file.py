@@ -48,16 +48,31 @@ class VideoFile:
             container.seek(int(wanted.min()), stream=stream)
             for frame in container.decode(stream):
                 if frame.pts is not None and frame.pts in wanted:
-                    found[frame.pts] = frame.to_ndarray(format="rgb24")
+                    found[frame.pts] = as_tensor(frame)
                 if frame.pts is not None and frame.pts >= wanted.max():
                     break
         missing = [int(i) for i, t in zip(indices, wanted, strict=True) if t not in found]
         if missing:
             raise DataError(f"{self.path} is damaged: frame {missing[0]} cannot be decoded")
-        return [torch.from_numpy(found[t]).permute(2, 0, 1).contiguous() for t in wanted]
+        return [found[t] for t in wanted]
+
+    def every(self):
+        """All frames in order, one by one, uint8 [3, H, W]."""
+        count = 0
+        with self._opened() as (container, stream):
+            for frame in container.decode(stream):
+                count += 1
+                yield as_tensor(frame)
+        if count != len(self):
+            raise DataError(f"{self.path} is damaged: {count} of {len(self)} frames can be decoded")
 
     def _opened(self):
         return _Opened(self.path)
+
+
+def as_tensor(frame):
+    """PyAV's frame as uint8 [3, H, W]."""
+    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).contiguous()
 
 
 class _Opened:

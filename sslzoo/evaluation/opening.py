@@ -41,7 +41,9 @@ def open_backbone(source, *, channels=3, image_size=0, pretrained=False, downloa
     if path.is_dir() and (path / "config.json").is_file():
         backbone, about = _hub_folder(path)
     elif path.exists() or not _is_name(source):
-        backbone, about = load_untrained(path) if untrained else load_backbone(path)
+        backbone, about = load_backbone(path)
+        if untrained and "method" in about:
+            backbone = load_untrained(path)[0]
     else:
         backbone, about = _named(source, channels, image_size, pretrained, download, seed)
     if untrained and "method" not in about:
@@ -72,10 +74,12 @@ def _named(name, channels, image_size, pretrained, download, seed):
     own_size = SMALL_IMAGE_SIZE if name in backbones.OWN else IMAGE_SIZE
     size = image_size or config.get("input_size", (0, own_size, own_size))[-1]
     mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
+    if backbones.kind(name) == "audio":
+        channels, mean, std = 1, (0.0,), (1.0,)
     if channels != len(mean):  # a grey image is the mean of its colours
         mean, std = ([sum(v) / len(v)] * channels for v in (mean, std))
-    about = {"backbone": name, "image_size": size, "channels": channels,
-             "mean": list(mean), "std": list(std)}  # fmt: skip
+    about = {"backbone": name, "kind": backbones.kind(name), "image_size": size,
+             "channels": channels, "mean": list(mean), "std": list(std)}  # fmt: skip
     if not pretrained:
         return random_twin(about, seed), about
     check_published(name, config, download)

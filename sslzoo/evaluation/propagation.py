@@ -130,14 +130,14 @@ def resize(frame, size):
     return tv.resize(frame, list(size), antialias=True).float() / 255
 
 
-def mask_to_cells(mask, cells, objects):
-    """One-hot labels [1 + objects, h, w] of the nearest pixels of a mask, int64 [H, W]."""
+def mask_to_cells(mask, cells):
+    """One-hot labels [1 + objects, h, w] of the nearest pixels of a mask, integer [H, W]."""
     small = F.interpolate(mask[None, None].float(), tuple(cells), mode="nearest-exact")
-    return F.one_hot(small[0, 0].long(), objects + 1).permute(2, 0, 1).float()
+    return F.one_hot(small[0, 0].long(), int(mask.max()) + 1).permute(2, 0, 1).float()
 
 
 def cells_to_mask(labels, size, protocol, input_size):
-    """The best label of each pixel, int64 [H, W], from soft labels [C, h, w]."""
+    """The best label of each pixel, uint8 [H, W], from soft labels [C, h, w]."""
     if labels.ndim != 3:
         raise ValueError(f"labels must be [C, h, w]; got {tuple(labels.shape)}")
     large = F.interpolate(labels[None], tuple(input_size), mode="bilinear")[0]
@@ -145,7 +145,7 @@ def cells_to_mask(labels, size, protocol, input_size):
         low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
         large = (large - low) / (high - low).clamp(min=1e-12)
     best = large.argmax(0)
-    return F.interpolate(best[None, None].float(), tuple(size), mode="nearest-exact")[0, 0].long()
+    return F.interpolate(best[None, None].float(), tuple(size), mode="nearest-exact")[0, 0].byte()
 
 
 def keypoints_to_cells(keypoints, cells, size):

@@ -10,10 +10,11 @@ import torch
 from accelerate import PartialState
 
 from sslzoo import backbones
-from sslzoo.data import DataError, open_data
+from sslzoo.data import DataError
 from sslzoo.evaluation import cache
 from sslzoo.evaluation.features import encode, evaluation_views
 from sslzoo.evaluation.opening import open_backbone, random_twin, view_size
+from sslzoo.kinds import KINDS
 from sslzoo.views import normalise
 
 BATCH = 256  # images of a forward pass
@@ -36,8 +37,12 @@ class Common:
     """Layers to judge: names such as blocks.2,blocks.5, or all; empty is the encoder's output."""
     tokens: Literal["class", "mean"] = "class"
     """What stands for a layer of tokens: the class token, or the mean of the patches."""
+    label_column: str = ""
+    """Parquet column of the classes, such as speaker; empty is `label`."""
     untrained: bool = False
     """Judge the encoder as it was before training: what training has to beat."""
+    raw: bool = False
+    """Judge the input itself: the pixels of images, log-mel features of sounds."""
     pretrained: bool = False
     """A name of timm gets its published weights instead of random ones."""
     channels: int = 3
@@ -80,11 +85,18 @@ class Subject:
         names = ("channels", "image_size", "pretrained", "download", "untrained", "seed")
         options = {name: getattr(common, name) for name in names}
         backbone, self.about = open_backbone(source, **options)
+        # An encoder of videos is judged on still images.
+        self.is_sound = self.about.get("kind") == "audio"
+        self.kind = KINDS["audio" if self.is_sound else "images"]
+        if self.is_sound and common.layers:
+            raise ValueError("layers cannot be chosen for sounds: only the output is judged")
+        if common.raw:
+            backbone = self.kind.untaught()
         self.backbone = backbone.to(self.device).requires_grad_(False)
         self.size = view_size(backbone, self.about, common.image_size)
         self.layers = chosen_layers(backbone, common.layers)
         self.folder = Path(common.out) if common.out else home(source)
-        self.weights = cache.weights_digest(backbone)
+        self.weights = "raw input" if common.raw else cache.weights_digest(backbone)
         self.used = {}  # split -> what evaluation.json says about it
         self.notes = []
         self._splits, self._fingerprints = {}, {}
@@ -106,7 +118,8 @@ class Subject:
         """A split of the data, or of another data set, whose images fit the backbone."""
         spec = str(spec or self.spec)
         if (spec, split) not in self._splits:
-            data = open_data(spec, split, download=self.common.download)
+            data = self.kind.open(spec, split, download=self.common.download,
+                                  label_column=self.common.label_column or None)  # fmt: skip
             if data.channels != self.about["channels"]:
                 raise DataError(f"{data.name} has {data.channels} channels; this backbone takes "
                                 f"{self.about['channels']}")  # fmt: skip
@@ -137,7 +150,10 @@ class Subject:
         return [*self.features("train", layer), *self.features("test", layer)]
 
     def extract(self, data, layers=(None,), backbone=None):
-        """{layer: features} of any images, past the cache."""
+        """{layer: features} of any images or sounds, past the cache."""
+        if self.is_sound:
+            model = backbone or self.backbone
+            return {None: self.kind.extract(model, data, *self.view, device=self.device)[0]}
         views = evaluation_views(data, self.size, BATCH, self.common.workers)
         return self.encode(views, layers, backbone)
 
@@ -178,8 +194,12 @@ class Subject:
 
     def describe(self, layer=None):
         """The features in words."""
-        where = f"{layer} ({self.common.tokens})" if layer else "output"
-        return f"{where} of {self.about['backbone']} at {self.size} pixels"
+        if self.common.raw:
+            what = "log-mel features" if self.is_sound else "pixels"
+        else:
+            where = f"{layer} ({self.common.tokens})" if layer else "output"
+            what = f"{where} of {self.about['backbone']}"
+        return what if self.is_sound else f"{what} at {self.size} pixels"
 
     def _key(self, fingerprint, layer):
         size, mean, std = self.view

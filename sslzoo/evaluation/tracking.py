@@ -124,7 +124,7 @@ class PCK(NamedTuple):
     strict: dict  # and here they count as wrong
 
 
-def pck(predicted, truth, levels=PCK_LEVELS):
+def pck(predicted, truth, levels=PCK_LEVELS, joint=None):
     """Percentage of correct keypoints, as shares from 0 to 1, pooled over all frames and joints.
 
     A keypoint is right within a x 0.6 x the diagonal of the box around the frame's visible joints.
@@ -134,6 +134,7 @@ def pck(predicted, truth, levels=PCK_LEVELS):
             first frame, which is given.
         truth: [T, K, 3] x, y and whether the joint is visible; others are not counted.
         levels: the values of a.
+        joint: only this one is counted; None counts all.
 
     Returns:
         PCK; nan where nothing is counted.
@@ -154,8 +155,10 @@ def pck(predicted, truth, levels=PCK_LEVELS):
         visible = frame[:, 2] > 0
         if not visible.any():
             continue
+        unit = BOX_SHARE * np.hypot(*np.ptp(frame[visible, :2], axis=0))
+        if joint is not None:
+            visible &= np.arange(len(frame)) == joint
         places, guess = frame[visible, :2], guess[visible]
-        unit = BOX_SHARE * np.hypot(*np.ptp(places, axis=0))
         found = (guess != -1).any(1)
         given_up += int((~found).sum())
         distance = np.hypot(*(guess - places)[found].T)

@@ -148,6 +148,8 @@ def draw_curve(path, curves):
         k, mean, std = zip(*points, strict=True)
         axes.errorbar(k, mean, [s or 0 for s in std], marker="o", capsize=3, label=name)
     axes.set(xscale="log", xlabel="labels of each class", ylabel="accuracy", ylim=(0, 1))
+    axes.set_xticks(k, k)
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=120)
     return path

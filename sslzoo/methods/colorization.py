@@ -107,11 +107,10 @@ class Colorization(nn.Module):
 
     def survey(self, batches):
         """Count how often each colour occurs in the training images."""
-        if self.config.rebalance:
-            colors = (pick(rgb_to_lab(x)[:, 1:], (self.side, self.side)) for x in batches)
-            self.bins.rebalance((ab.flatten(0, 2) for ab in colors),
-                                smoothing=self.config.prior_sigma,
-                                uniform_share=self.config.uniform_share)  # fmt: skip
+        shape = self.side, self.side
+        counts = sum(self.bins.count(pick(rgb_to_lab(x)[:, 1:], shape)) for x in batches)
+        uniform_share = self.config.uniform_share if self.config.rebalance else 1.0
+        self.bins.rebalance(counts, smoothing=self.config.prior_sigma, uniform_share=uniform_share)
 
     def forward(self, views, step):
         """Equation 2 for a batch of images; views: one tensor [B, 3, S, S], 0 to 1."""
@@ -130,6 +129,7 @@ class Colorization(nn.Module):
             "loss": loss,
             "cross_entropy": cross_entropy.detach().mean(),
             "kl": (cross_entropy.detach() - Z.entropy()).mean(),
+            "prior_cross_entropy": self.bins.prior_cross_entropy(Z).mean(),
             "bin_top1": hits(logits.detach(), Z, 1).mean(),
             "bin_top5": hits(logits.detach(), Z, 5).mean(),
             "gray_images": 1 - is_colored.float().mean(),

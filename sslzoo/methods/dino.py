@@ -6,6 +6,7 @@ P probabilities, C centre, τ temperature, K prototypes.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -59,6 +60,8 @@ class Config:
     teacher_momentum: float = 0.0
     """Momentum of the teacher at the start, 0 to 1, rising to 1; 0 follows batch and images.
     Paper: 0.996."""
+    ema_buffers: Literal["none", "copy", "ema"] = "none"
+    """The teacher's batch-norm statistics: its own, the student's, or their moving average."""
     weight_decay_end: float = 0.4
     """Weight decay at the end of its half cosine."""
     clip_parameter: float = 3.0
@@ -91,19 +94,25 @@ class Config:
 
 
 def adapt(config, batch, images):
-    """Prototypes follow the images, the teacher's momentum the batch."""
+    """Prototypes follow the images, the teacher's momentum the steps of an epoch."""
     reasons = []
     if not config.prototypes:
         # 65536 for ImageNet's 1.28 M images, 4096 for 50,000; more of them than images are dead.
         K = min(max(1 << (images // 16).bit_length(), 256), 65536)
         config = replace(config, prototypes=K)
-        reasons.append(f"{K} prototypes for {images} images")
+        reasons.append(f"{K} prototypes for {images} images: many more would stay unused")
     if not config.teacher_momentum:
         # The official code has 0.996 at a batch of 1024 and 0.9995 at 256; small data sets have
         # too few steps for a slow teacher (lightly has 0.99 on CIFAR-10).
         m = 0.99 if images < 200_000 else min(max(1 - 0.004 * batch / 1024, 0.996), 0.9995)
+        m = max(min(m, 1 - batch / images), 0.9)
         config = replace(config, teacher_momentum=round(m, 4))
-        reasons.append(f"teacher momentum {m:.4g}, rising to 1, for batches of {batch} of {images}")
+        reasons.append(f"teacher momentum {m:.4g}, rising to 1: with batches of {batch} of "
+                       f"{images} images the teacher averages over at most an epoch")  # fmt: skip
+    is_warmed = config.warmup_teacher_temperature_epochs > 1
+    if config.teacher_temperature > (0.07 if is_warmed else 0.06):
+        reasons.append(f"teacher temperature {config.teacher_temperature:g}: training is unstable "
+                       "above 0.07, and from 0.07 on without a warm-up")  # fmt: skip
     return config, reasons
 
 
@@ -201,8 +210,9 @@ class DINO(nn.Module):
     def after_step(self, step):
         """The teacher follows; `step` steps are done, so that of the schedules is one before."""
         self.at(step - 1)
-        update_ema(self.backbone, self.student["backbone"], self.momentum)
-        update_ema(self.teacher_head, self.student["head"], self.momentum)
+        buffers = self.config.ema_buffers
+        update_ema(self.backbone, self.student["backbone"], self.momentum, buffers)
+        update_ema(self.teacher_head, self.student["head"], self.momentum, buffers)
 
     def meters(self, outputs):
         """How sharp the teacher is and how many prototypes it uses; kl is E KL(P_t || P_s)."""

@@ -5,7 +5,7 @@ TMLR 2024; registers: Darcet et al., 2024. The letters: s student, t teacher, g 
 τ temperature, B images, N patches of a crop, K prototypes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from sslzoo.ema import frozen_copy, update_ema
 from sslzoo.heads import DINOHead
 from sslzoo.self_distillation import (
     encode,
+    has_class_token,
     in_crop_order,
     is_vit,
     multi_crop_views,
@@ -31,16 +32,17 @@ from sslzoo.self_distillation import (
 
 DEFAULTS = {"backbone": "vit_tiny_p4", "optimizer": "adamw", "base_lr": 5e-4, "min_lr": 1e-6,
             "lr_rule": "sqrt", "weight_decay": 0.04, "warmup_epochs": 10}  # fmt: skip
+WARMUP_SHARE = 0.15  # of the run, in which the teacher's temperature rises by default
 
 
 @dataclass
 class Config:
     """Options of DINOv2. The defaults suit images of 32 x 32; recipes hold the paper's."""
 
-    prototypes: int = 2048
-    """K of the image head. Paper: 131072 (65536 for ImageNet-1k)."""
-    patch_prototypes: int = 2048
-    """K of the patch head, where it is separate. Paper: 131072."""
+    prototypes: int = 0
+    """K of the image head; 0 follows the number of images. Paper: 131072; 65536 for ImageNet-1k."""
+    patch_prototypes: int = 0
+    """K of the patch head, where it is separate; 0 is that of the image head. Paper: 131072."""
     separate_heads: bool = True
     """A head of its own for patches. Off in the paper's ImageNet-1k configuration."""
     head_hidden: int = 512
@@ -57,14 +59,15 @@ class Config:
     """τ_t at the start; above 0."""
     teacher_temperature: float = 0.07
     """τ_t after its warm-up."""
-    warmup_teacher_temperature_epochs: float = 30.0
-    """Epochs over which τ_t rises, step by step."""
+    warmup_teacher_temperature_epochs: float = 0.0
+    """Epochs over which τ_t rises, step by step; 0 is 15 % of the run. Paper: 30."""
     targets: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
     """How the teacher's logits become targets. Paper's ImageNet-1k configuration: centering."""
     center_momentum: float = 0.9
     """Momentum of the centres, 0 to 1, where targets are centred."""
-    teacher_momentum: float = 0.994
-    """Momentum of the teacher at the start, 0 to 1, rising to 1. Paper: 0.992 for ImageNet-1k."""
+    teacher_momentum: float = 0.0
+    """Momentum of the teacher at the start, 0 to 1, rising to 1; 0 follows batch and images.
+    Paper: 0.994, or 0.992 for ImageNet-1k."""
     weight_decay_end: float = 0.2
     """Weight decay at the end of its half cosine. Paper: 0.4 for ImageNet-1k."""
     layer_decay: float = 1.0
@@ -117,6 +120,27 @@ class Config:
         low, high = self.mask_ratio
         if not 0 <= low <= high < 1:
             raise ValueError(f"mask_ratio must rise from 0 to below 1; got {self.mask_ratio}")
+        if self.prototypes < 0 or self.patch_prototypes < 0 or self.local_crops < 0:
+            raise ValueError("prototypes, patch_prototypes and local_crops must be 0 or more")
+
+
+def adapt(config, batch, images):
+    """Prototypes follow the images, the teacher's momentum the steps of an epoch."""
+    reasons = []
+    if not config.prototypes:
+        # 131072 for the paper's 142 M images, 65536 for ImageNet's 1.28 M, 2048 for 50,000.
+        K = min(max(1 << (images // 32).bit_length(), 256), 131072)
+        config = replace(config, prototypes=K)
+        reasons.append(f"{K} prototypes for {images} images: many more would stay unused")
+    if not config.teacher_momentum:
+        m = max(min(0.994, 1 - batch / images), 0.9)
+        config = replace(config, teacher_momentum=round(m, 4))
+        reasons.append(f"teacher momentum {m:.4g}, rising to 1: with batches of {batch} of "
+                       f"{images} images the teacher averages over at most an epoch")  # fmt: skip
+    if config.teacher_temperature > 0.07:
+        reasons.append(f"teacher temperature {config.teacher_temperature:g}: training is unstable "
+                       "above 0.07")  # fmt: skip
+    return config, reasons
 
 
 def backbone_options(config, name):
@@ -143,8 +167,10 @@ class DINOv2(nn.Module):
 
     def __init__(self, backbone, config):
         super().__init__()
-        if not hasattr(backbone, "blocks"):
+        if not has_class_token(backbone):
             raise ValueError("DINOv2 masks patches: it needs a ViT, such as vit_tiny_p4")
+        K = config.prototypes or 2048
+        config = replace(config, prototypes=K, patch_prototypes=config.patch_prototypes or K)
         self.config = config
         d = backbone.num_features
         self.student = nn.ModuleDict({"backbone": backbone, **heads(d, config)})
@@ -159,7 +185,7 @@ class DINOv2(nn.Module):
         self.register_buffer("patch_center", torch.zeros(patch_prototypes))
         self.low_resolution = backbone.patch_embed.img_size[0]
         self.total_steps = self.steps_per_epoch = None
-        self.gradient_norms = {}
+        self.gradient_norms, self.last_layer_group = {}, {"lr": 0.0}
         self.train()
         self.at(0)
 
@@ -177,32 +203,28 @@ class DINOv2(nn.Module):
         B, x = len(global_0), self.resized(torch.cat([global_0, global_1]))
         masks = self.draw_masks(x)  # [2B, N]
         rows, columns = masks.nonzero().to(x.device).unbind(1)
-        weights = (1 / masks.sum(1).clamp(min=1)).to(x.device)[rows]
+        # 2B counts the crops without a mask as well.
+        weights = (1 / (2 * B * masks.sum(1).clamp(min=1))).to(x.device)[rows]
 
         # Teacher: whole crops.
         with torch.no_grad():
-            tokens = vit_tokens(self.backbone, x)
-            features, patches = self.split(tokens)
+            features, patches = self.split(vit_tokens(self.backbone, x))
             g_t = self.teacher_heads["dino_head"](features)
             g_t_patch = self.head(self.teacher_heads)(patches[rows, columns])
             P, P_patch = self.make_targets(g_t, g_t_patch)
 
         # Student: masked global crops, local ones as they are.
-        tokens = vit_tokens(self.student["backbone"], x, masks.to(x.device), self.mask_token)
-        h_s, patches = self.split(tokens)
-        h = [h_s, in_crop_order(lambda x: encode(self.student["backbone"], x), local)] if local \
-            else [h_s]  # fmt: skip
+        network = self.student["backbone"]
+        h_s, patches = self.split(vit_tokens(network, x, masks.to(x.device), self.mask_token))
+        h = [h_s, in_crop_order(lambda x: encode(network, x), local)] if local else [h_s]
         g_s = self.student["dino_head"](torch.cat(h)).view(len(views), B, -1)
         g_s_patch = self.head(self.student)(patches[rows, columns])
 
         # Student view s against teacher view t != s: what the official code swaps the crops for.
         tau = dict(student_temperature=config.student_temperature)
-        S = len(views)
-        pairs = 2 * S - 2
+        pairs = 2 * len(views) - 2
         of_view = sslops.dino_loss(g_s, reduction="none", **P, **tau).sum(1) / (pairs * B)
-        # 2B counts the crops without a mask as well.
         ibot = sslops.dino_loss(g_s_patch, weights=weights, reduction="sum", **P_patch, **tau)
-        ibot = ibot / (2 * B)
         koleo = 2 * sslops.koleo(h_s.view(2, B, -1))  # the sum over both crops
         loss = (config.dino_weight * of_view.sum() + config.ibot_weight * ibot
                 + config.koleo_weight * koleo)  # fmt: skip
@@ -269,13 +291,14 @@ class DINOv2(nn.Module):
         """Set what is scheduled to its value at this step."""
         config = self.config
         warmup = config.warmup_teacher_temperature_epochs * (self.steps_per_epoch or 0)
+        warmup = warmup or WARMUP_SHARE * (self.total_steps or 0)
         begin, end = config.warmup_teacher_temperature, config.teacher_temperature
         self.teacher_temperature = (
             schedules.linear_warmup(step, warmup, begin, end) if self.steps_per_epoch else begin
         )
         # Without a plan there is no end to rise to.
         self.progress = (step, self.total_steps) if self.total_steps else (0, 1)
-        self.momentum = schedules.cosine(*self.progress, config.teacher_momentum, 1.0)
+        self.momentum = schedules.cosine(*self.progress, config.teacher_momentum or 0.994, 1.0)
         late = self.progress[0] >= self.progress[1] * (1 - config.high_resolution_share)
         self.is_high_resolution = bool(config.high_resolution) and late
 
@@ -316,6 +339,8 @@ class DINOv2(nn.Module):
             if "factor" in group:
                 # AdamW multiplies its decay by the learning rate: 0 stops both.
                 group["lr_scale"] = 0.0 if frozen and group["is_last_layer"] else group["factor"]
+                if group["is_last_layer"]:
+                    self.last_layer_group = group
         self.weight_decay = max(group["weight_decay"] for group in groups)
 
     def after_backward(self, step):
@@ -344,6 +369,7 @@ class DINOv2(nn.Module):
             "teacher_temperature": self.teacher_temperature,
             "teacher_momentum": self.momentum,
             "weight_decay": getattr(self, "weight_decay", 0.0),
+            "last_layer_lr": self.last_layer_group["lr"],
             "high_resolution": float(self.is_high_resolution),
         }
 

@@ -181,7 +181,9 @@ class MoCoV3(nn.Module):
 
     def after_backward(self, step):
         """Instability of a ViT begins as spikes in the gradient of its first layer."""
-        weights = [p for p in self.backbone.parameters() if p.grad is not None and p.ndim > 1]
+        # Weights of layers: a class token is none.
+        weights = [p for name, p in self.backbone.named_parameters()
+                   if name.endswith("weight") and p.ndim > 1 and p.grad is not None]  # fmt: skip
         ends = {"first_layer": weights[0], "last_layer": weights[-1]}
         self.gradient_norms = {f"{name}_gradient": p.grad.norm() for name, p in ends.items()}
 

@@ -117,12 +117,16 @@ class SplitBrain(nn.Module):
         })  # fmt: skip
 
     def survey(self, batches):
-        """Count how often each colour occurs in the training images."""
-        if self.config.rebalance:
-            colors = (pick(rgb_to_lab(x)[:, 1:], (self.side, self.side)) for x in batches)
-            self.ab_bins.rebalance((ab.flatten(0, 2) for ab in colors),
-                                   smoothing=self.config.prior_sigma,
-                                   uniform_share=self.config.uniform_share)  # fmt: skip
+        """Count how often each colour and each lightness occurs in the training images."""
+        ab_count = l_count = 0
+        for x in batches:
+            lab = pick(rgb_to_lab(x), (self.side, self.side))
+            ab_count = ab_count + self.ab_bins.count(lab[..., 1:])
+            l_count = l_count + self.l_bins.count(lab[..., :1])
+        uniform_share = self.config.uniform_share if self.config.rebalance else 1.0
+        smoothing = self.config.prior_sigma
+        self.ab_bins.rebalance(ab_count, smoothing=smoothing, uniform_share=uniform_share)
+        self.l_bins.rebalance(l_count, smoothing=0, uniform_share=1.0)
 
     def forward(self, views, step):
         """Equations 2 and 4 for a batch of images; views: one tensor [B, 3, S, S], 0 to 1."""
@@ -184,6 +188,7 @@ def classification(logits, values, bins, counts, name):
     log = {
         f"{name}_loss": loss.detach(),
         f"{name}_kl": (cross_entropy.detach() - code.entropy()).mean(),
+        f"{name}_prior_loss": bins.prior_cross_entropy(code).mean(),
         f"{name}_top1": hits(logits.detach(), code, 1).mean(),
     }
     return loss, log

@@ -38,6 +38,7 @@ EMBEDDING_FEATURES = 64
 CONV3D_FEATURES = 256  # between the layers of the 3D network
 # Pixels for the colour centroids, and how many of one image.
 CENTROID_PIXELS, IMAGE_PIXELS = 200_000, 1024
+VIDEO_BLOCK = 8  # frames of a video that the 3D network embeds at once
 METER_CLIPS = 4  # of a batch, for meters that store the attention
 
 
@@ -56,7 +57,7 @@ class Config:
     temperature: float = 1.0
     """T of the attention in training; no unit, above 0. For normalised embeddings 0.05 to 0.07."""
     test_temperature: float = 0.5
-    """T when masks and keypoints are propagated, above 0."""
+    """T when masks and keypoints are carried by the paper's protocol, above 0."""
     normalize: bool = False
     """Embeddings of length 1, which the paper does not have."""
     conv3d_layers: int = 0
@@ -144,19 +145,32 @@ class VideoColorization(nn.Module):
         return self.embed_with_features(clips)[0]
 
     def embed_video(self, frames):
-        """Embeddings [D, h, w] of a video's frames, one by one; frames: an iterator, [3, H, W]."""
-        if self.config.conv3d_layers:
-            yield from self.embed(torch.stack(list(frames))[None])[0]
-        else:
-            for frame in frames:
-                yield self.embed(frame[None, None])[0, 0]
+        """Embeddings [D, h, w] of a video's frames, as if it were one clip, in little memory.
+
+        Args:
+            frames: an iterator of RGB frames [3, H, W] from 0 to 1.
+        """
+        reach = self.config.conv3d_layers  # frames that the 3D network sees to each side
+        block = VIDEO_BLOCK if reach else 1
+        held, first, done = [], 0, 0  # maps from frame `first` on; frames embedded so far
+        for frame in frames:
+            held.append(backbones.dense_features(self.backbone, frame[None])[0])
+            if first + len(held) == done + block + reach:
+                yield from self.embed_maps(torch.stack(held)[None])[0, done - first :][:block]
+                done += block
+                held, first = held[max(done - reach, 0) - first :], max(done - reach, 0)
+        if first + len(held) > done:
+            yield from self.embed_maps(torch.stack(held)[None])[0, done - first :]
 
     def embed_with_features(self, clips):
         """Embeddings, and the backbone's features of every frame, [B F, d]."""
         maps = backbones.dense_features(self.backbone, clips.flatten(0, 1))
-        f = self.embedding(maps.unflatten(0, clips.shape[:2])).float()
-        f = F.normalize(f, dim=2) if self.config.normalize else f
-        return f, maps.mean((2, 3))
+        return self.embed_maps(maps.unflatten(0, clips.shape[:2])), maps.mean((2, 3))
+
+    def embed_maps(self, maps):
+        """Embeddings [B, F, D, h, w], float32, of the backbone's maps [B, F, C, h, w]."""
+        f = self.embedding(maps).float()
+        return F.normalize(f, dim=2) if self.config.normalize else f
 
     def quantise(self, clips, cells):
         """The nearest centroid of each cell's colour, int64 [B, F, h, w]."""

@@ -75,8 +75,8 @@ def test_backend_agrees_with_the_specification(backend, case, dtype, device):
 
 @each_backend
 def test_any_shape_dtype_stride_and_temperature_agrees(backend, device):
-    @settings(max_examples=8 if backend == "triton" and device == "cpu" else 30)
-    @given(st.integers(1, 40), st.integers(1, 70), st.sampled_from(DTYPES[:3]),
+    @settings(max_examples=4 if backend == "triton" and device == "cpu" else 30)
+    @given(st.integers(1, 20), st.integers(1, 70), st.sampled_from(DTYPES[:3]),
            st.floats(0.02, 2.0), st.integers(1, 5), st.sampled_from([0.1, 1.0, 3.0]),
            st.sampled_from([*LAYOUTS]), st.integers(0, 2**31))  # fmt: skip
     def agrees(B, K, dtype, temperature, iterations, scale, layout, seed):
@@ -130,7 +130,7 @@ def test_a_shift_of_all_logits_changes_nothing(backend, device):
 
 @each_backend
 def test_a_permutation_of_the_rows_permutes_the_result(backend, device):
-    logits, order = torch.randn(33, 20, device=device), torch.randperm(33, device=device)
+    logits, order = torch.randn(15, 20, device=device), torch.randperm(15, device=device)
     needs(backend, logits)
     first = sslops.sinkhorn_knopp(logits, 0.2, backend=backend)[order]
     torch.testing.assert_close(sslops.sinkhorn_knopp(logits[order], 0.2, backend=backend), first,

@@ -14,6 +14,7 @@ import torch
 from sslzoo.cli import main
 from sslzoo.data import DataError
 from sslzoo.data.audio import AudioData, Waves, open_audio
+from sslzoo.evaluate import Common, Subject
 from sslzoo.evaluation.audio import LogMel, extract_audio, mel_bands, wave_statistics
 from sslzoo.waves import WaveLoader, WaveSpec
 
@@ -219,12 +220,34 @@ def test_cpc_trains_and_is_judged_from_the_command_line(table, tmp_path, capsys)
              "--warmup_epochs", "0"]  # fmt: skip
     assert main(words) == 0
     assert "cpc on 12 sounds of" in capsys.readouterr().out
-    for features in ("trained", "untrained", "input"):
-        words = ["evaluate", "linear", str(run), "--label_column", "speaker",
-                 "--features", features]  # fmt: skip
+    for switch in ([], ["--untrained"], ["--raw"]):
+        words = ["evaluate", "linear", str(run), "--label_column", "speaker", *switch]
         assert main(words) == 0
-    lines = (run / "evaluations.jsonl").read_text().splitlines()
-    assert [json.loads(line)["options"]["features"] for line in lines] == [
-        "trained", "untrained", "input"]  # fmt: skip
+    entries = json.loads((run / "evaluation.json").read_text())["evaluations"]
+    assert [entry["features"] for entry in entries] == [
+        ["output of cpc_audio"], ["output of cpc_audio"], ["log-mel features"]]  # fmt: skip
+    assert len({entry["backbone"]["weights"] for entry in entries}) == 3
+    assert entries[0]["options"]["label_column"] == "speaker"
+    capsys.readouterr()
+    assert main(["evaluate", "retrieval", str(run)]) == 2
+    assert (
+        "needs an encoder of images; cluster, knn, linear judge sounds" in capsys.readouterr().err
+    )
+    assert main(["evaluate", "knn", str(run), "--layers", "gru"]) == 2
+    assert "layers cannot be chosen for sounds" in capsys.readouterr().err
     assert main(["pretrain", "cpc", "--data", str(tmp_path / "none"), "--out", str(run)]) == 2
     assert "is no Parquet file of sounds" in capsys.readouterr().err
+
+
+def test_a_subject_of_sounds_has_their_classes_and_log_mel_as_its_input(table, tmp_path):
+    options = dict(data=str(table), device="cpu", out=str(tmp_path / "out"))
+    speakers = Subject("cpc_audio", Common(label_column="speaker", **options))
+    x, y = speakers.features("test")
+    assert y.tolist() == [0, 0, 0, 1, 1, 1] and x.shape == (6, 128)
+    data, size, mean, std = speakers.data("test"), *speakers.view
+    torch.testing.assert_close(x, extract_audio(speakers.backbone, data, size, mean, std)[0])
+    x, y = Subject("cpc_audio", Common(raw=True, **options)).features("test")
+    assert y.tolist() == [0, 1, 0, 1, 0, 1]
+    log_mel = LogMel()
+    expected = torch.cat([log_mel(data.load(i)[None]) for i in range(6)])
+    torch.testing.assert_close(x, expected)

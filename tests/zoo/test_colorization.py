@@ -118,7 +118,8 @@ def test_weights_are_one_on_average_over_the_prior():
 def test_the_prior_counts_nearest_bins_and_is_smoothed_by_distance():
     bins = Bins(torch.tensor([[0.0, 0], [10, 0], [100, 0]]), 1, 5.0)
     values = torch.tensor([[1.0, 0], [2, 3], [9, 0], [4, 0]])
-    bins.rebalance([values[:2], values[2:]], smoothing=0, uniform_share=0.5)
+    assert bins.count(values).tolist() == [3, 1, 0]
+    bins.rebalance(bins.count(values), smoothing=0, uniform_share=0.5)
     assert bins.prior.tolist() == [0.75, 0.25, 0]
     assert (bins.weights[1] / bins.weights[0]).item() == pytest.approx(0.625 / 0.375)
     spread = smooth(torch.tensor([1.0, 0, 0]), bins.centers, 5.0)
@@ -137,7 +138,17 @@ def test_the_prior_of_the_training_images_is_stored():
     assert ours.bins.weights.std() > 0.1
     even = method(rebalance=False)
     even.survey([x])
-    assert (even.bins.weights == 1).all()
+    torch.testing.assert_close(even.bins.weights, torch.ones(313))
+    assert torch.equal(even.bins.prior, ours.bins.prior)
+
+
+def test_a_prediction_of_the_prior_costs_its_cross_entropy():
+    bins, ab = color_bins(313, 10), torch.rand(50, 2) * 60 - 30
+    bins.rebalance(bins.count(ab), smoothing=5.0, uniform_share=1.0)
+    code = bins.encode(ab)
+    found = bins.cross_entropy(bins.prior.clamp(min=1e-38).log().expand(50, -1), code)
+    torch.testing.assert_close(bins.prior_cross_entropy(code), found, rtol=1e-5, atol=1e-5)
+    assert code.entropy().mean() < found.mean() < math.log(313)
 
 
 # The loss

@@ -58,6 +58,18 @@ def test_the_context_of_an_image_sees_no_row_below():
         assert not torch.equal(encoder.context(z)[:, r + 1], encoder.context(noisy)[:, r + 1])
 
 
+def test_noise_below_a_row_of_patches_leaves_its_context_unchanged():
+    encoder = patch_cpc().backbone
+    x = torch.randn(2, 3, 32, 32)
+    c = encoder.context(encoder.latents(x))
+    for r in range(6):  # row r of patches ends with row 4 r + 7 of pixels
+        noisy = x.clone()
+        noisy[:, :, 4 * r + 8 :] = torch.randn(2, 3, 24 - 4 * r, 32)
+        c_noisy = encoder.context(encoder.latents(noisy))
+        assert torch.equal(c[:, : r + 1], c_noisy[:, : r + 1])
+        assert not torch.equal(c[:, r + 1], c_noisy[:, r + 1])
+
+
 def test_patches_are_encoded_each_alone_and_overlap_by_half():
     encoder = patch_cpc().backbone
     x = torch.randn(1, 3, 32, 32)

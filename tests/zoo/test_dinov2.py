@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from stopped_runs import assert_stopping_changes_no_bit
 from torch import nn
 
 import sslops
@@ -12,9 +13,9 @@ from sslzoo import backbones, registry
 from sslzoo.block_masks import block_mask, stratified_masks
 from sslzoo.methods import dinov2
 from sslzoo.methods.dinov2 import Config, DINOv2
+from sslzoo.run_folder import load_backbone
 from sslzoo.self_distillation import SubsetResidual, vit_tokens
-from sslzoo.training import set_up, train
-from sslzoo.training_config import TrainingConfig
+from sslzoo.watch import collapse_warning
 
 SMALL = dict(prototypes=24, patch_prototypes=20, head_hidden=16, head_bottleneck=8,
              patch_bottleneck=8, drop_path=0.0, layer_scale=0.1)  # fmt: skip
@@ -250,7 +251,9 @@ def test_parameter_groups_decay_scale_and_freeze():
     for free in (vit.blocks[0].ls1.gamma, vit.norm.weight, head.mlp[0].bias):
         assert of[id(free)]["weight_decay"] == 0.0
     last = of[id(head.last_layer.weight_v)]
+    last["lr"] = 0.5
     model.schedule(9, groups)
+    assert model.last_layer_group["lr"] == 0.5  # logged as last_layer_lr
     assert last["lr_scale"] == 0.0 and of[id(head.mlp[0].weight)]["lr_scale"] == 1.0
     model.schedule(10, groups)
     assert last["lr_scale"] == 1.0
@@ -265,6 +268,11 @@ def test_temperature_rises_step_by_step():
     assert model.teacher_temperature == pytest.approx(0.07)
     model.at(10)
     assert model.teacher_temperature == pytest.approx(0.04 + 0.03 * 10 / 29)
+    model = method()  # by default over 15 % of the run
+    model.plan(100, 10)
+    for step, expected in ((0, 0.04), (7, 0.055), (14, 0.07), (99, 0.07)):
+        model.at(step)
+        assert model.teacher_temperature == pytest.approx(expected)
 
 
 def test_each_network_is_clipped_to_its_own_norm():
@@ -312,27 +320,69 @@ def test_a_backbone_without_patches_is_refused():
         DINOv2(backbones.build("convnet4", image_size=16), Config())
 
 
-def test_a_run_trains_resumes_and_its_backbone_loads(tmp_path):
-    from sslzoo.run_folder import load_backbone
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_and_a_batch_of_one_are_finite(dtype):
+    model = method()
+    with torch.autocast("cpu", dtype):
+        outputs = model(crops(N=1), 0)
+    outputs["loss"].backward()
+    assert outputs["loss"].isfinite() and outputs["koleo"] == 0  # one image has no neighbour
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
-    def run():
-        config = TrainingConfig(
-            backbone="vit_tiny_p4", image_size=8, epochs=1, batch_size=700, log_every=1,
-            warmup_epochs=1, optimizer="adamw", base_lr=5e-4, out=str(tmp_path / "run"),
-        )  # fmt: skip
-        options = {**SMALL, "local_crops": 1, "registers": 2, "drop_path": 0.2}
-        return set_up("dinov2", Config(flip=0.0, **options), config)
 
-    first = run()
-    train(first)
-    backbone, about = load_backbone(tmp_path / "run")
+def test_copies_of_an_image_cost_18_each_and_leave_finite_gradients():
+    model = method(mask_share=0.0)
+    x = torch.randn(1, 3, 32, 32).expand(4, -1, -1, -1)
+    outputs = model([x, x], 0)
+    outputs["loss"].backward()
+    assert outputs["koleo"].item() == pytest.approx(2 * 18.42, abs=0.1)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_two_crops_without_local_ones_are_two_pairs():
+    model = spread(method(targets="centering", mask_share=0.0)).eval()
+    views = crops(count=2)
+    found = model(views, 0)
+    P = found["targets"].view(2, 4, -1)
+    g_s = torch.stack([model.student["dino_head"](model.student["backbone"](v)) for v in views])
+    cross = -(P.flip(0) * (g_s / 0.1).log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(found["dino_global"], cross.detach())
+    assert found["dino_local"] == 0
+
+
+def test_prototypes_and_momentum_follow_batch_and_images():
+    """The specification's: 2048 for 50,000 images, 65536 for ImageNet-1k, 131072 for 142 M."""
+    for images, K in ((4000, 256), (50_000, 2048), (1_281_167, 65536), (142_000_000, 131072)):
+        config, reasons = dinov2.adapt(Config(), 256, images)
+        assert config.prototypes == K and len(reasons) == 2
+    assert config.teacher_momentum == 0.994
+    assert dinov2.adapt(Config(), 64, 4000)[0].teacher_momentum == 0.984
+    given = Config(prototypes=100, teacher_momentum=0.9)
+    assert dinov2.adapt(given, 256, 50_000) == (given, [])
+    assert "unstable" in dinov2.adapt(Config(teacher_temperature=0.1), 256, 50_000)[1][-1]
+    model = method(prototypes=30, patch_prototypes=0)
+    assert model.student["ibot_head"].last_layer.weight_v.shape[0] == 30
+
+
+def test_collapse_of_patches_is_warned_of_as_that_of_images():
+    for suffix, word in (("", "image"), ("_patch", "patch")):
+        uniform = {f"teacher_entropy_share{suffix}": 0.999, f"usage_entropy_share{suffix}": 0.999}
+        assert f"no {word} from another" in collapse_warning(uniform, 8)
+        assert "same prototype" in collapse_warning({f"usage_entropy_share{suffix}": 0.01}, 8)
+    model = method()
+    found = {name: float(value) for name, value in model.meters(model(crops(N=16), 0)).items()}
+    assert {"teacher_entropy_share_patch", "used_prototypes_patch", "last_layer_lr"} <= set(found)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits_and_its_backbone_loads(tmp_path):
+    options = {**SMALL, "local_crops": 1, "registers": 2, "drop_path": 0.2}
+    config = Config(targets="centering", **options)
+    whole = assert_stopping_changes_no_bit("dinov2", config, tmp_path, backbone="vit_micro_p4")
+    assert whole.center.any() and whole.patch_center.any()
+    backbone, about = load_backbone(tmp_path / "whole")
     assert about["backbone_options"]["init_values"] == 0.1
-    x = torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(backbone(x), first.method.backbone.eval()(x))
-    again = run()
-    train(again, resume=True)
-    for a, b in zip(first.method.parameters(), again.method.parameters(), strict=True):
-        assert torch.equal(a, b)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(backbone(x), whole.backbone.eval()(x))
 
 
 @pytest.mark.parametrize("wrong", [dict(teacher_temperature=0.0), dict(mask_share=1.5),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslzoo.ema import frozen_copy, update_ema
 
@@ -24,6 +25,26 @@ def test_three_updates_equal_the_closed_form():
     for i, p in enumerate(teacher.parameters()):
         expected = 0.729 * start[i] + 0.081 * seen[0][i] + 0.09 * seen[1][i] + 0.1 * seen[2][i]
         torch.testing.assert_close(p.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+class Called(TorchDispatchMode):
+    """Names of the operations that are called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_all_parameters_are_averaged_by_one_operation():
+    student = network()
+    teacher = frozen_copy(student)
+    with Called() as called:
+        update_ema(teacher, student, 0.9)
+    assert called.names == ["aten._foreach_lerp_.Scalar"]
 
 
 def test_the_copy_takes_no_gradient_and_shares_no_memory():

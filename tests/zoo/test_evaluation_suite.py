@@ -112,6 +112,16 @@ def test_an_unknown_layer_is_told(tmp_path):
         subject(tmp_path, layers="blocks.9")
 
 
+def test_the_raw_input_is_the_pixels_whatever_the_encoder(tmp_path):
+    raw = subject(tmp_path, raw=True)
+    features, labels = raw.features("test")
+    images = raw.data("test").images
+    mean, std = raw.about["mean"][0], raw.about["std"][0]
+    expected = (images.flatten(1).float() / 255 - mean) / std
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    assert len(labels) == 60 and raw.describe() == "pixels at 8 pixels"
+
+
 # The cache
 
 
@@ -263,13 +273,12 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, argv, words):
 
 
 @pytest.mark.parametrize("name", ["knn", "linear", "cluster", "retrieval", "semi", "finetune"])
-def test_one_class_and_missing_labels_are_told(tmp_path, monkeypatch, name):
-    judged = subject(tmp_path)
+def test_one_class_and_missing_labels_are_told(tmp_path, name):
     images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
     for labels, words in ((None, "label"), (torch.zeros(20, dtype=torch.int64), "two classes")):
         data = ImageData("some", images=images, labels=labels)
-        monkeypatch.setattr("sslzoo.evaluation.subject.open_data", lambda *a, d=data, **k: d)
         judged = subject(tmp_path, cache=False)
+        judged.kind = judged.kind._replace(open=lambda *a, d=data, **k: d)
         with pytest.raises(DataError, match=words):
             evaluate(name, judged, registry.evaluator(name).Config())
 

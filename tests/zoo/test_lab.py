@@ -56,7 +56,35 @@ def test_gradients_are_finite_everywhere_and_right():
     assert torch.autograd.gradcheck(lab_to_rgb, rgb_to_lab(inner).detach().requires_grad_(True))
 
 
-def test_values_are_those_of_scikit_image():
+# skimage.color.rgb2lab of version 0.26, in float64.
+SCIKIT_IMAGE = {
+    (1.0, 1.0, 1.0): (100.0, -0.002455, 0.004653),
+    (0.0, 1.0, 0.0): (87.735099, -86.183030, 83.179703),
+    (0.0, 0.0, 1.0): (32.295673, 79.185591, -107.857300),
+    (0.0, 1.0, 1.0): (91.113301, -48.090596, -14.126330),
+    (1.0, 0.0, 1.0): (60.323507, 98.233054, -60.821015),
+    (1.0, 1.0, 0.0): (97.139507, -21.554681, 94.478122),
+    (0.5, 0.5, 0.5): (53.388965, -0.001468, 0.002784),
+    (0.2, 0.4, 0.6): (42.008001, -0.154041, -32.842897),
+    (0.9, 0.3, 0.1): (54.086442, 57.227745, 58.183024),
+    (0.75, 0.25, 0.5): (47.360054, 56.521308, -8.038504),
+    (0.02, 0.01, 0.03): (0.948743, 1.375902, -1.694923),  # near black: straight lines
+    (0.04045, 0.05, 0.003): (3.159187, -2.390539, 4.373677),
+}
+
+
+def test_colours_have_the_values_that_scikit_image_gives_them():
+    rgb, expected = (torch.tensor(list(v), dtype=torch.float64)
+                     for v in (SCIKIT_IMAGE.keys(), SCIKIT_IMAGE.values()))  # fmt: skip
+    found = rgb_to_lab(rgb.T[:, :, None])[:, :, 0].T
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    single = rgb_to_lab(rgb.float().T[:, :, None])[:, :, 0].T
+    torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-3)
+    back = lab_to_rgb(expected.T[:, :, None])[:, :, 0].T
+    torch.testing.assert_close(back, rgb, rtol=0, atol=1e-4)
+
+
+def test_images_have_the_values_that_an_installed_scikit_image_gives_them():
     color = pytest.importorskip("skimage.color")
     rgb = np.random.default_rng(0).random((64, 64, 3))
     rgb[:8] *= 0.05  # near black, where both formulas are straight lines

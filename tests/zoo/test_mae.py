@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import sslops
@@ -149,6 +150,19 @@ def test_weights_go_out_and_in_under_the_official_names(target):
     torch.testing.assert_close(second.official_state_dict(), state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("pooling, new", [("token", ["head"]), ("avg", ["fc_norm", "head"])])
+def test_a_classifier_of_timm_misses_its_head_and_no_more(pooling, new):
+    state = method().official_state_dict()
+    sizes = dict(img_size=16, patch_size=4, embed_dim=WIDTH, num_heads=HEADS, depth=DEPTH)
+    twin = VisionTransformer(**sizes, num_classes=10, global_pool=pooling)
+    missing, unexpected = twin.load_state_dict(state, strict=False)
+    assert set(missing) == {f"{layer}.{kind}" for layer in new for kind in ("weight", "bias")}
+    decoder = {n for n in state if n.startswith(("decoder_", "mask_token"))}
+    assert set(unexpected) == decoder | (
+        {"norm.weight", "norm.bias"} if pooling == "avg" else set()
+    )
+
+
 def test_an_encoder_alone_loads_and_a_foreign_one_is_refused():
     first, second = method(), method(seed=1)
     decoder = second.decoder_pred.weight.clone()
@@ -196,12 +210,15 @@ def test_patches_keep_the_official_order_and_come_back():
 
 
 def test_with_nothing_but_positions_every_patch_lands_in_its_own_place():
+    """An image whose patches are their own numbers, 0 to 63, through identities."""
     ours = method(32, encoder_options=dict(embed_dim=64), decoder_width=64)
     for name in ("norm", "blocks"):
         setattr(ours.backbone, name, nn.Identity())
     ours.decoder_blocks, ours.decoder_norm, ours.decoder_embed = (nn.Identity() for _ in range(3))
-    x = torch.zeros(4, 3, 32, 32)
+    number = torch.arange(64.0)[:, None]
+    x = unpatchify(number.expand(4, -1, 48), 4)
     with torch.no_grad():
+        ours.backbone.patch_embed.proj.weight.fill_(1 / 48)
         for weight in (ours.backbone.patch_embed.proj.bias, ours.backbone.cls_token,
                        ours.mask_token):  # fmt: skip
             weight.zero_()
@@ -209,7 +226,7 @@ def test_with_nothing_but_positions_every_patch_lands_in_its_own_place():
         tokens = ours.decode(ours.encode(x, ids), ids)[:, 1:]
     position = ours.backbone.pos_embed[:, 1:]
     twice = 2.0 - ids.mask[:, :, None]  # kept tokens carry the encoder's position too
-    torch.testing.assert_close(tokens, twice * position)
+    torch.testing.assert_close(tokens, (1 - ids.mask[:, :, None]) * number + twice * position)
 
 
 @pytest.mark.parametrize("sampling", ["random", "block", "grid"])
@@ -243,6 +260,14 @@ def test_the_loss_reads_removed_patches_only():
     ours.loss(x, tokens, mae.ids_removed(ids)).backward()
     touched = tokens.grad.abs().sum(-1)[:, 1:] > 0
     assert torch.equal(touched, ids.mask.bool()) and not tokens.grad[:, 0].any()
+
+
+def test_targets_and_predictions_of_seen_patches_are_never_computed():
+    ours, shapes = method(32), []
+    for module in (ours.target, ours.decoder_pred):
+        module.register_forward_hook(lambda m, inputs, output: shapes.append(output.shape))
+    ours([torch.randn(3, 3, 32, 32)], 0)
+    assert shapes == [(3, 48, 48)] * 2  # 48 of 64 patches, 48 values each
 
 
 @pytest.mark.parametrize("mask_token_in_encoder", [False, True])

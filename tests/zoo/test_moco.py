@@ -152,6 +152,60 @@ def test_a_queue_of_real_keys_brings_the_loss_to_chance():
     assert outputs["loss"].item() > math.log(513) - 0.1
 
 
+class Normalised(nn.Module):
+    """A backbone with batch norm and no weights to speak of."""
+
+    num_features = 24
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(24)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+def blanks_that_know_their_key(bn_splits):
+    """Share of blank samples whose own key is nearer than every blank key of earlier batches.
+
+    A blank sample shows nothing, and is the same in all batches: only the statistics of those it
+    was normalised with can tell its key from others.
+    """
+    torch.manual_seed(0)
+    N, batches = 64, 20
+    model = MoCo(Normalised(), Config(**{**SMALL, "bn_splits": bn_splits})).train()
+    model.projector = model.key_encoder["projector"] = nn.Identity()
+    found, earlier = [], []
+    for step in range(batches):
+        x = torch.randn(N, 24)
+        x[: N // 2] = 0  # query and key view of the others are the same
+        q, k = model.encode_queries(x)[1], model.encode_keys(x, step)
+        q, k = (F.normalize(v[: N // 2].detach().double()) for v in (q, k))
+        if earlier:
+            nearest = (q @ torch.cat(earlier).T).max(1).values
+            found.append((q * k).sum(1) > nearest + 1e-9)
+        earlier.append(k)
+    return torch.cat(found).double().mean().item()
+
+
+def test_batch_norm_leaks_which_key_is_whose_unless_split_and_shuffled():
+    assert blanks_that_know_their_key(1) == 1.0
+    assert blanks_that_know_their_key(8) < 0.25  # the groups of a batch overlap, shuffled or not
+
+
+def test_batch_norm_of_the_key_encoder_keeps_the_statistics_of_its_own_batches():
+    torch.manual_seed(0)
+    model = MoCo(Normalised(), Config(**SMALL)).train()
+    norm = model.key_encoder["backbone"].norm
+    assert norm.training
+    x_q, x_k = torch.randn(8, 24), 5 + torch.randn(8, 24)
+    model([x_q, x_k], 0)
+    model.after_step(1)
+    torch.testing.assert_close(norm.running_mean, 0.1 * x_k.mean(0))
+    torch.testing.assert_close(model.backbone.norm.running_mean, 0.1 * x_q.mean(0))
+    assert norm.num_batches_tracked.item() == 1 and norm.running_var.isfinite().all()
+
+
 def shapes(module):
     return {name: tuple(p.shape) for name, p in module.state_dict().items()}
 

@@ -213,6 +213,15 @@ def test_gradients_of_the_first_and_last_layer_are_logged():
     assert meters["first_layer_gradient"].item() == meters["last_layer_gradient"].item() == norm
 
 
+def test_the_first_layer_of_a_vit_is_one_of_weights_not_its_class_token():
+    for frozen, name in ((True, "blocks.0.attn.qkv.weight"), (False, "patch_embed.proj.weight")):
+        model = make(small_vit(), frozen_patch_embed=frozen)
+        model(list(torch.randn(2, 6, 3, 8, 8)), 0)["loss"].backward()
+        model.after_backward(0)
+        norm = model.backbone.get_parameter(name).grad.norm().item()
+        assert model.gradient_norms["first_layer_gradient"].item() == norm > 0
+
+
 def test_views_are_asymmetric_as_in_the_paper():
     first, second = moco_v3.views(Config(blur=(1.0, 0.1), crop_min_scale=0.2), 224)
     assert (first.blur, first.solarize) == (1.0, 0.0)

@@ -1,5 +1,6 @@
 """Labels carried by features that know the answer, and by hand-worked attention."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -31,6 +32,59 @@ def test_oracle_features_move_a_mask_exactly(name):
     out = list(propagate(moving_cells(steps), labels_of(mask), PROTOCOLS[name]))
     for (dy, dx), soft in zip(steps, out, strict=True):
         assert torch.equal(soft.argmax(0).bool(), mask.roll((dy, dx), (0, 1)))
+
+
+def plain(features, labels, protocol):
+    """The same in float64, with a loop over frames, target cells and context cells."""
+    done = []
+    for t, feature in enumerate(features):
+        if t == 0:
+            done.append(labels.double())
+            continue
+        context = list(range(max(0, t - protocol.last_frames), t))
+        if protocol.keeps_first and 0 not in context:
+            context.insert(0, 0)
+        done.append(torch.zeros_like(done[0]))
+        for y, x in itertools.product(*map(range, feature.shape[1:])):
+            pairs = []
+            for s, v, u in itertools.product(context, *map(range, feature.shape[1:])):
+                far = max(abs(v - y), abs(u - x)) > (protocol.radius or 99)
+                if far and (s > 0 or protocol.limits_first):
+                    continue
+                f, g = feature[:, y, x].double(), features[s][:, v, u].double()
+                if protocol.normalize:
+                    f, g = f / f.norm(), g / g.norm()
+                pairs.append((float(f @ g) / protocol.temperature, done[s][:, v, u]))
+            pairs.sort(key=lambda pair: -pair[0])
+            pairs = pairs[: protocol.topk]
+            A = torch.tensor([score for score, _ in pairs]).double().softmax(0)
+            done[t][:, y, x] = sum(a * label for a, (_, label) in zip(A, pairs, strict=True))
+    return done
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("changes", [{}, {"last_frames": 2, "radius": 1, "topk": 3}])
+def test_propagation_equals_a_plain_loop(name, changes):
+    torch.manual_seed(0)
+    protocol = replace(PROTOCOLS[name], **changes)
+    features = [torch.randn(6, 4, 5) for _ in range(5)]
+    labels = torch.rand(3, 4, 5)
+    found = list(propagate(features, labels, protocol))
+    for frame, expected in zip(found, plain(features, labels, protocol), strict=True):
+        torch.testing.assert_close(frame.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_protocols_are_those_of_the_specification():
+    dino, crw, paper = (PROTOCOLS[name] for name in ("dino", "crw", "paper"))
+    assert (dino.temperature, dino.topk, dino.radius, dino.last_frames) == (0.1, 5, 12, 7)
+    assert (crw.topk, crw.radius, crw.last_frames) == (
+        10,
+        12,
+        20,
+    ) and 0.05 <= crw.temperature <= 0.07
+    assert dino.limits_first and not crw.limits_first and dino.keeps_first and crw.keeps_first
+    assert (paper.temperature, paper.last_frames, paper.topk, paper.radius) == (0.5, 3, None, None)
+    assert not paper.normalize and not paper.keeps_first
 
 
 def test_labels_stay_soft_and_are_the_mean_that_attention_says():
@@ -74,9 +128,9 @@ def test_more_than_64_channels_are_carried_alike():
 
 
 def test_a_mask_goes_to_cells_and_back():
-    mask = torch.zeros(96, 128, dtype=torch.int64)
+    mask = torch.zeros(96, 128, dtype=torch.uint8)
     mask[16:48, 32:64], mask[64:80, 96:128] = 1, 2
-    cells = propagation.mask_to_cells(mask, GRID, objects=2)
+    cells = propagation.mask_to_cells(mask, GRID)
     assert cells.shape == (3, *GRID) and torch.equal(cells.sum(0), torch.ones(GRID))
     for protocol in PROTOCOLS.values():
         back = propagation.cells_to_mask(cells, mask.shape, protocol, (96, 128))

@@ -123,6 +123,10 @@ def test_rare_colours_weigh_more_only_where_asked():
         ours = method(rebalance=rebalance)
         ours.survey([x])
         assert (ours.ab_bins.weights.std() > 0.1) == rebalance
+        torch.testing.assert_close(ours.l_bins.weights, torch.ones(100))
+        lightness = rgb_to_lab(x)[:, 0, ::2, ::2]
+        share = torch.histc(lightness, 100, 0, 100) / lightness.numel()
+        torch.testing.assert_close(ours.l_bins.prior, share, rtol=0, atol=2 / lightness.numel())
 
 
 def test_16_images_are_learned_by_heart():
@@ -143,20 +147,30 @@ def test_16_images_are_learned_by_heart():
 def test_features_of_a_layer_are_those_of_both_halves_normalised_apart():
     encoder = method().backbone
     x = photographs(8)
-    for _ in range(100):  # running statistics settle
-        encoder(x)
-    encoder.eval()
     names = encoder.layers()
-    assert names == ["blocks.0", "blocks.1", "blocks.2", "blocks.3"]
+    stages = ["blocks.0", "blocks.1", "blocks.2", "blocks.3"]
+    assert names == stages + [f"{half}.{stage}" for half in ("L", "ab") for stage in stages]
     found = encoder.layer_features(x, ["blocks.1", "L.blocks.1", "ab.blocks.1"])
     joint, light, color = found.values()
     assert torch.equal(joint, torch.cat([light, color], 1))
-    assert torch.equal(encoder(x), encoder.layer_features(x, ["blocks.3"])["blocks.3"])
-    for half in (light, color):
-        torch.testing.assert_close(half.mean(0), torch.zeros(half.shape[1]), rtol=0, atol=1e-2)
-        assert half.std(0).mean().item() == pytest.approx(1, abs=0.1)
+    for half in (light, color):  # in training by the statistics of the batch
+        torch.testing.assert_close(half.mean(0), torch.zeros(half.shape[1]), rtol=0, atol=1e-5)
+        assert half.var(0, unbiased=False).median().item() == pytest.approx(1, abs=0.01)
+
+    encoder.eval()  # afterwards by those of all batches
+    found = encoder.layer_features(x, ["blocks.1", "blocks.3"])
+    maps = encoder.maps(rgb_to_lab(x))
+    for name, joint in found.items():
+        means = [maps[half][name].mean((2, 3)) for half in ("L", "ab")]
+        norms = [encoder.norms[half][name.replace(".", "_")] for half in ("L", "ab")]
+        expected = [(mean - norm.running_mean) / (norm.running_var + 1e-5).sqrt()
+                    for mean, norm in zip(means, norms, strict=True)]  # fmt: skip
+        torch.testing.assert_close(joint, torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(encoder(x), found["blocks.3"])
     with pytest.raises(ValueError, match=r"no layer 'L\.blocks\.9'"):
         encoder.layer_features(x, ["L.blocks.9"])
+    with pytest.raises(ValueError, match="no layer 'blocks'"):
+        encoder.layer_features(x, ["blocks"])
 
 
 def test_meters_tell_the_spread_of_each_half():

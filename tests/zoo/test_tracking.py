@@ -87,6 +87,13 @@ def test_pck_by_hand():
     assert result.lenient == {0.1: 1} and result.strict == {0.1: 0.5}
 
 
+def test_pck_of_one_joint_keeps_the_box_of_all():
+    truth = np.array([[[0, 0, 1], [30, 40, 1]]], float)  # a unit of 30 pixels
+    predicted = np.array([[[0, 4], [30, 49]]], float)
+    assert pck(predicted, truth, levels=(0.1, 0.2), joint=0).strict == {0.1: 0, 0.2: 1}
+    assert pck(predicted, truth, levels=(0.2, 0.3), joint=1).strict == {0.2: 0, 0.3: 1}
+
+
 def test_pck_without_joints_is_nan():
     result = pck(np.zeros((1, 2, 2)), np.zeros((1, 2, 3)), levels=(0.1,))
     assert math.isnan(result.strict[0.1]) and math.isnan(result.lenient[0.1])

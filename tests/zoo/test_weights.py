@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sslzoo import backbones
 from sslzoo.cli import main
+from sslzoo.evaluation.opening import open_backbone
 from sslzoo.run_folder import RunFolder, load_backbone
 from sslzoo.weights import WeightsError, export, import_weights
 
@@ -172,6 +173,9 @@ class Harmful:
     ("a.pth", [1, 2], "holds no weights of a known layout"),
     ("a.pth", {"epoch": 3}, "holds no weights of a known layout"),
     ("a.pth", {"layer.weight": torch.zeros(2)}, "say which with --backbone"),
+    ("a.pth", {"patch_embed.proj.weight": torch.zeros(2)}, "instead of 4 sizes above 0"),
+    ("a.pth", {"pos_embed": torch.zeros(0, 3, 2)}, "instead of 3 sizes above 0"),
+    ("a.pth", {"register_tokens": torch.zeros(1, 4, 2)}, "no cls_token and no pos_embed"),
     ("a.pth", None, "there is no file"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_used_is_one_line_and_exit_code_2(
@@ -199,6 +203,29 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path):
     message = str(error.value)
     assert "it lacks layer1.0.bn1.weight" in message and "it has besides extra" in message
     assert "conv1.weight (64, 3, 5, 5) instead of (64, 3, 7, 7)" in message
+
+
+def test_an_unknown_backbone_and_a_folder_in_use_are_told(tmp_path, capsys):
+    torch.save(backbones.build("resnet18", image_size=224).state_dict(), tmp_path / "a.pth")
+    words = ["import", str(tmp_path / "a.pth"), "--out", str(tmp_path / "run")]
+    assert main([*words, "--backbone", "resnet81"]) == 2
+    assert "unknown backbone 'resnet81'" in capsys.readouterr().err
+    assert main(words) == 0 and main(words) == 2
+    assert "already holds a backbone" in capsys.readouterr().err
+
+
+def test_imported_weights_are_judged_and_have_an_untrained_twin(tmp_path):
+    shapes = vit_shapes(192, 12, 197, 16)
+    torch.manual_seed(0)
+    save_file(
+        {name: torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "a.safetensors"
+    )
+    assert import_weights(tmp_path / "a.safetensors", tmp_path / "run").backbone.startswith(
+        "vit_tiny"
+    )
+    trained, untrained = (open_backbone(tmp_path / "run", untrained=u)[0] for u in (False, True))
+    x = torch.randn(2, 3, 224, 224)
+    assert trained(x).shape == (2, 192) and not torch.allclose(trained(x), untrained(x))
 
 
 def saved(tmp_path, name, size):

@@ -93,7 +93,7 @@ def dino_loss(
     """
     arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     _check_logits(student, teacher)
-    _check_center(center, teacher, teacher_temperature)
+    center = _check_center(center, teacher, teacher_temperature)
     shape = student.shape[:-1]
     weights = _check_weights(weights, student)
     temperatures = dict(
@@ -195,8 +195,9 @@ def _check_logits(student, teacher):
 
 
 def _check_center(center, teacher, teacher_temperature):
+    """The centre without gradient."""
     if center is None:
-        return
+        return None
     if teacher_temperature is None:
         raise ValueError("center needs a teacher_temperature (else the teacher is probabilities)")
     K = teacher.shape[-1]
@@ -207,6 +208,7 @@ def _check_center(center, teacher, teacher_temperature):
             f"center must be on the device of teacher ({teacher.device}); "
             f"got {arguments.describe(center)}"
         )
+    return center.detach()
 
 
 def _check_weights(weights, student):

@@ -31,9 +31,12 @@ def losses(x_BND, y_BMD, nearest_BN):
     """The loss of every row, given its nearest neighbour: O(N D), the same for all backends."""
     # Indexing, whose backward adds up in a fixed order on a GPU too; gather's does not.
     batch = torch.arange(len(x_BND), device=x_BND.device)[:, None]
-    squares = (x_BND - y_BMD[batch, nearest_BN]).square().sum(-1)
-    # The value of a distance below the smallest counts, its gradient (inf at 0) does not.
-    has_gradient = ~(squares < SMALLEST_DISTANCE**2)
-    distance = torch.where(has_gradient, squares, 1.0).sqrt()
-    distance = torch.where(has_gradient, distance, squares.detach().sqrt())
+    apart_BND = x_BND - y_BMD[batch, nearest_BN]
+    squares = apart_BND.detach().square().sum(-1)
+    # The value of a distance below the smallest counts, its gradient (inf at 0) does not. Nor does
+    # that of a nan row, which would reach the row that is called its neighbour.
+    has_gradient = squares >= SMALLEST_DISTANCE**2
+    apart_BND = torch.where(has_gradient[..., None], apart_BND, 0.0)
+    distance = torch.where(has_gradient, apart_BND.square().sum(-1), 1.0).sqrt()
+    distance = torch.where(has_gradient, distance, squares.sqrt())
     return -(distance + EPSILON).log()

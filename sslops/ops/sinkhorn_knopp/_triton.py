@@ -43,6 +43,17 @@ def _row_totals(part_ptr, row, is_row, B, chunks, CHUNKS: tl.constexpr):
 
 
 @triton.jit
+def _row_total(part_ptr, row, B, chunks, CHUNKS: tl.constexpr):
+    """The same of one row. A tile [1, CHUNKS] would put 8 KiB on every thread's stack."""
+    c = tl.arange(0, CHUNKS)
+    place = part_ptr + row * chunks + c
+    tops = tl.load(place, mask=c < chunks, other=-float("inf"))
+    sums = tl.load(place + B * chunks, mask=c < chunks, other=0.0)
+    top = tl.max(tops, 0)
+    return top, tl.log2(tl.sum(sums * tl.exp2(tops - top), 0))
+
+
+@triton.jit
 def _of_prototypes(part_ptr, k, K, SPLITS: tl.constexpr, SLOTS: tl.constexpr):
     """a_k from the parts of the splits [splits, K]."""
     split = tl.arange(0, SLOTS)[:, None]
@@ -107,8 +118,7 @@ def write_kernel(
     k = chunk * BLOCK + tl.arange(0, BLOCK)
     x = _logits(logit_ptr, temperature, row, k, k < K, K)
     x -= _of_prototypes(part_ptr, k, K, SPLITS, SLOTS)
-    rows = row + tl.arange(0, 1)
-    shift, log_sum = _row_totals(row_part_ptr, rows, rows < B, B, chunks, CHUNKS)
+    shift, log_sum = _row_total(row_part_ptr, row, B, chunks, CHUNKS)
     tl.store(out_ptr + row.to(tl.int64) * K + k, tl.exp2(x - shift - log_sum), mask=k < K)
 
 

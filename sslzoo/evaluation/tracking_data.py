@@ -1,0 +1,88 @@
+"""Labelled videos in Parquet files: masks of every frame, keypoints of some."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from sslzoo.data import DataError
+from sslzoo.data.video import open_videos, read_sequences
+from sslzoo.masks import number_objects
+
+
+def labelled_videos(path, chosen=()):
+    """(VideoData, name -> Video) of the sequences that were asked for, all of them for ().
+
+    Raises:
+        DataError: a sequence is not there.
+    """
+    data = open_videos(path, memory_limit_mib=0)
+    videos = {Path(video.name).name: video for video in data.videos}
+    for name in chosen:
+        if name not in videos:
+            raise DataError(f"{path} has no sequence {name}; it has {', '.join(videos)}")
+    return data, {name: videos[name] for name in chosen or videos}
+
+
+def true_masks(path, videos):
+    """Sequence -> masks of its frames, uint8 [T, H, W]."""
+    cells = cells_of(path, "mask")
+    return {name: sequence_masks(path, name, cells[name], video) for name, video in videos.items()}
+
+
+def sequence_masks(path, name, cells, video):
+    """The masks of one sequence; they must be those of all its frames and of their size."""
+    if any(cell is None or cell["bytes"] is None for _, cell in cells):
+        raise DataError(f"{path} has frames of {name} without a mask")
+    try:
+        images = [Image.open(io.BytesIO(cell["bytes"])) for _, cell in cells]
+        arrays = [np.array(image) for image in images]
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"{path} has an unreadable mask of {name} ({error})") from error
+    for array in arrays:
+        if array.shape != tuple(video.size):
+            raise DataError(
+                f"masks of another size in {path}: {name} has masks of "
+                f"{array.shape} and frames of {tuple(video.size)} (height, width)"
+            )
+    return number_objects(np.stack(arrays), images[0].mode)
+
+
+def keypoints(path, videos):
+    """(sequence -> (frame numbers int [A], keypoints float32 [A, K, 3]), names of the joints)."""
+    if not Path(path).is_file():
+        raise DataError(f"no file {path} with keypoints")
+    found = {}
+    for name, cells in cells_of(path, "keypoints").items():
+        if name not in videos:
+            continue
+        frames = np.array([frame for frame, _ in cells])
+        joints = np.array([cell for _, cell in cells], np.float32)
+        if joints.ndim != 3 or joints.shape[2] != 3:
+            raise DataError(f"the keypoints of {name} in {path} must be [joints][x, y, visible]")
+        if frames[-1] >= len(videos[name]):
+            raise DataError(
+                f"{path} has keypoints of frame {frames[-1]} of {name}, which has "
+                f"{len(videos[name])} frames"
+            )
+        found[name] = frames, joints
+    return found, joint_names(path)
+
+
+def joint_names(path):
+    """Names from the schema's metadata `joint_names`, or None."""
+    text = (pq.read_schema(path).metadata or {}).get(b"joint_names")
+    return json.loads(text) if text else None
+
+
+def cells_of(path, column):
+    """Sequence -> list of (frame number, cell) in the order of frames."""
+    table = read_sequences(Path(path), (column,))
+    numbers, names = table["frame_index"].to_pylist(), table["sequence"].to_pylist()
+    found = {}
+    for row in np.argsort(numbers, kind="stable").tolist():
+        found.setdefault(names[row], []).append((numbers[row], table[column][row].as_py()))
+    return found
