@@ -64,8 +64,8 @@ def slurm_variables(environment):
 
 def first_host(nodes):
     """The first name of SLURM's list of nodes: gpu07 of gpu[07-08,12],cpu3."""
-    name, numbers = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?", nodes).groups()
-    return name + (re.split("[-,]", numbers)[0] if numbers else "")
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)[0]
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
 @contextmanager

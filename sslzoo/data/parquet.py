@@ -38,8 +38,15 @@ class EncodedImages:
         if cell["bytes"] is None and not cell.get("path"):
             raise DataError(f"{self.name(index)} holds no image")
         outside = cell["bytes"] is None
-        file = self.folder / cell["path"] if outside else io.BytesIO(cell["bytes"])
+        file = self.beside(cell["path"], index) if outside else io.BytesIO(cell["bytes"])
         return decode(file, self.name(index))
+
+    def beside(self, path, index):
+        """The file that a cell names, which must lie in the folder of the Parquet file."""
+        file = (self.folder / path).resolve()
+        if not file.is_relative_to(self.folder.resolve()):
+            raise DataError(f"{self.name(index)} names {path}, outside of {self.folder}")
+        return file
 
     def cell(self, index):
         """{"bytes": ..., "path": ...}; a column may also hold the bytes alone."""
