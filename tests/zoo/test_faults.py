@@ -163,14 +163,14 @@ def command(images, out, **changes):
     return ["pretrain", "simclr", *(f"--{name}={value}" for name, value in words.items())]
 
 
-def stopped(world, images, out, rank_told, number):
+def stopped(world, images, out, rank_told, number, **changes):
     """Exit codes of a run of which one process gets a signal after step 6."""
 
     def run(rank):
         SimCLR.after_step = lambda self, step: (
             os.kill(os.getpid(), number) if (rank, step) == (rank_told, 6) else None
         )
-        raise SystemExit(cli.main(command(images, out)))
+        raise SystemExit(cli.main(command(images, out, **changes)))
 
     return forks.run(world, run)
 
@@ -180,11 +180,13 @@ def test_sigterm_saves_and_ends_with_the_code_that_requeues(images, tmp_path):
     assert RunFolder(tmp_path / "run").load_checkpoint()["step"] == 6
 
 
-def test_two_processes_stop_at_one_step_and_one_process_goes_on(images, tmp_path, whole):
+def test_two_processes_stop_at_one_step_and_one_process_goes_on(images, tmp_path):
     """Either number of processes ends where the other would have, within float error."""
-    assert stopped(2, images, tmp_path / "run", 1, signal.SIGTERM) == [REQUEUE] * 2
+    short = dict(base_lr=0.02)  # ReLU turns rounding errors into steps of other length
+    assert stopped(2, images, tmp_path / "run", 1, signal.SIGTERM, **short) == [REQUEUE] * 2
     assert RunFolder(tmp_path / "run").load_checkpoint()["step"] == 6
-    assert_same_weights(whole, resumed(images, tmp_path / "run"), atol=1e-6)
+    whole = train(prepare(images, tmp_path / "whole", **short))
+    assert_same_weights(whole, resumed(images, tmp_path / "run", **short), atol=1e-6)
 
 
 # Loss and data

@@ -17,9 +17,9 @@ from sslzoo.synced_batch_norm import sync_batch_norm
 from sslzoo.training import set_up, train
 from sslzoo.training_config import TrainingConfig
 
-# 20 steps of small length: batch norm of 8 images and ReLU double a rounding error in each step of
-# length 0.01 (measured on one process, started from weights that differ by 1e-7).
-# MoCo's batch norm is by design that of each process, so it gets an encoder without.
+# In float64: ReLU and the batch norm of nearly constant channels make a rounding error of float32
+# in SimCLR a thousand times larger within 20 steps (measured: as much by weights that differ by
+# 1e-7 on one process). MoCo's batch norm is by design that of each process: an encoder without.
 METHODS = {
     "simclr": (dict(), dict(backbone="convnet4", image_size=16)),
     "moco": (dict(queue_size=64, bn_splits=1), dict(backbone="vit_tiny_p4")),
@@ -29,9 +29,9 @@ METHODS = {
              dict(backbone="vit_tiny_p4")),
 }  # fmt: skip
 OPTIONS = dict(image_size=8, epochs=5, batch_size=8, warmup_epochs=0, log_every=20,
-               optimizer="sgd", base_lr=0.06, checkpoint_every=20, device="cpu")  # fmt: skip
+               optimizer="sgd", base_lr=0.3, checkpoint_every=20, device="cpu")  # fmt: skip
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-7
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,17 @@ def images(tmp_path_factory):
 def prepare(name, images, out):
     method, training = METHODS[name]
     config = TrainingConfig(**(OPTIONS | training | dict(data=str(images), out=str(out))))
-    return set_up(name, registry.method(name).Config(**method), config)
+    setup = set_up(name, registry.method(name).Config(**method), config)
+    forward = setup.method.double().forward
+    setup.method.forward = lambda views, step: forward([view.double() for view in views], step)
+    return setup
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """The features' t-SNE takes longer than the 20 steps."""
+def weights_only():
+    """No pictures, which take longer than the 20 steps, and are of float32."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sslzoo.watch.plot_embedding", lambda *args, **options: None)
+        patch.setattr("sslzoo.watch.Watch.finish", lambda self: None)
         yield
 
 
@@ -88,7 +91,9 @@ def alone(images, tmp_path_factory):
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_train_to_the_weights_of_one(images, tmp_path, alone, name, world):
     assert forks.run(world, lambda rank: train(prepare(name, images, tmp_path))) == [0] * world
-    assert difference(alone[name], learned(tmp_path)) < TOLERANCE
+    found = difference(alone[name], learned(tmp_path))
+    print(f"{name} {world} {found:.2g}")
+    assert found < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
