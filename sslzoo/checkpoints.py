@@ -5,6 +5,7 @@ from sslzoo.run_folder import RunFolderError
 # What a resumed run may change and still be the same run.
 FREE_TO_CHANGE = {"data", "download", "out", "device", "workers", "log_every", "checkpoint_every",
                   "test_every", "pictures_every", "timeout", "max_unreadable"}  # fmt: skip
+KEYS = {"step", "method", "optimizer", "scaler", "options", "about", "data_fingerprint"}
 
 
 def state_of(trainer):
@@ -29,6 +30,8 @@ def restore(trainer):
     """Continue from the checkpoint, if it is one of this run."""
     setup, run = trainer.setup, trainer.setup.run
     state = run.load_checkpoint()
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
+        raise RunFolderError(f"{run.checkpoint} is not the checkpoint of a run")
     for name, value in setup.options.items():
         old = state["options"].get(name)
         if name not in FREE_TO_CHANGE and value != old:

@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import platform
+import struct
 import subprocess
 from contextlib import contextmanager
 from dataclasses import fields
@@ -36,6 +37,12 @@ from sslzoo import backbones, registry
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn",
             "torchmetrics")  # fmt: skip
+
+# What damaged files and other people's make their readers raise: a changed byte may turn a name
+# into another, a number into a text, a length into one that no memory holds.
+DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
+          AttributeError, OverflowError, ArithmeticError, AssertionError, MemoryError, struct.error,
+          ImportError)  # fmt: skip
 
 
 class RunFolderError(ValueError):
@@ -172,7 +179,13 @@ def load_options(path):
     file = Path(path) / "config.yaml"
     if not file.is_file():
         raise RunFolderError(f"{path} is no run folder: it holds no config.yaml")
-    return yaml.safe_load(file.read_text())
+    try:
+        options = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, *DAMAGE) as error:
+        raise RunFolderError(f"{file} is not valid YAML ({_why(error)})") from error
+    if not isinstance(options, dict):
+        raise RunFolderError(f"{file} holds no options")
+    return options
 
 
 def load_backbone(path):
@@ -190,19 +203,27 @@ def load_backbone(path):
         file = done if done.exists() else file / "checkpoint.pt"
     if not file.is_file():
         raise RunFolderError(f"{path} holds no backbone.safetensors and no checkpoint.pt")
-    if file.suffix == ".safetensors":
-        weights, about = _load_safetensors(file)
-    else:
-        state = _load_checkpoint(file)
-        about = state["about"]
-        weights = {
-            name.removeprefix("backbone."): value
-            for name, value in state["method"].items()
-            if name.startswith("backbone.")
-        }
-    backbone = build_backbone(about)
-    backbone.load_state_dict(weights)
+    try:
+        weights, about = _weights_of(file)
+        backbone = build_backbone(about)
+        backbone.load_state_dict(weights)
+    except RunFolderError:
+        raise
+    except DAMAGE as error:
+        raise RunFolderError(
+            f"{file} does not hold a backbone of sslzoo ({_why(error)})"
+        ) from error
     return backbone.eval(), about
+
+
+def _weights_of(file):
+    """The backbone's weights by name, and what it expects."""
+    if file.suffix == ".safetensors":
+        return _load_safetensors(file)
+    state = _load_checkpoint(file)
+    prefix = "backbone."
+    return {name.removeprefix(prefix): value for name, value in state["method"].items()
+            if name.startswith(prefix)}, state["about"]  # fmt: skip
 
 
 def build_backbone(about):
@@ -267,9 +288,13 @@ def _load_safetensors(file):
 def _load_checkpoint(file):
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{file} is no checkpoint of sslzoo ({reason})") from error
+    except (OSError, *DAMAGE) as error:
+        raise RunFolderError(f"{file} is no checkpoint of sslzoo ({_why(error)})") from error
+
+
+def _why(error):
+    """The first line of an error, or its name."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

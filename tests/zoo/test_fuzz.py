@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
@@ -19,6 +19,7 @@ from sslzoo.data import DataError, open_data
 from sslzoo.run_folder import RunFolder, RunFolderError, load_backbone, load_options
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True,
+                 phases=[Phase.explicit, Phase.generate],
                  suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 ABOUT = {"method": "simclr", "data": "digits", "kind": "images", "backbone": "convnet4",
          "backbone_options": {}, "image_size": 8, "channels": 1, "mean": [0.5],
