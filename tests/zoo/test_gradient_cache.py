@@ -3,7 +3,9 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -102,7 +104,8 @@ def test_batch_norm_counts_each_batch_once():
         torch.testing.assert_close(value, buffers[name])
 
 
-def test_a_run_that_accumulates_trains_as_one_with_the_large_batch(tmp_path):
+def test_a_run_that_accumulates_trains_as_one_with_the_large_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("sslzoo.watch.plot_embedding", lambda *args, **options: None)  # t-SNE
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for i in range(24):
@@ -111,13 +114,22 @@ def test_a_run_that_accumulates_trains_as_one_with_the_large_batch(tmp_path):
     config = TrainingConfig(data=str(tmp_path / "images"), backbone="vit_tiny_p4", image_size=8,
                             epochs=2, batch_size=12, warmup_epochs=0, base_lr=0.3,
                             out=str(tmp_path / "1"), device="cpu")  # fmt: skip
-    states = []
-    for accumulate in (1, 3):
-        small = replace(config, accumulate=accumulate, batch_size=12 // accumulate,
-                        out=str(tmp_path / str(accumulate)))  # fmt: skip
-        folder = train(set_up("simclr", simclr.Config(head_bn=False), small)).path
-        states.append(RunFolder(folder).load_checkpoint())
-    one, three = states
-    assert one["step"] == three["step"] == 4
-    for name, value in one["method"].items():
-        torch.testing.assert_close(three["method"][name], value, rtol=0, atol=1e-6)
+
+    def run(world, accumulate):
+        out = tmp_path / f"{world}_{accumulate}"
+        small = replace(config, accumulate=accumulate, batch_size=12 // accumulate, out=str(out))
+        work = partial(train_simclr, small)
+        assert world == 1 or forks.run(world, work) == [0] * world
+        if world == 1:
+            work(0)
+        return RunFolder(out).load_checkpoint()
+
+    one = run(1, 1)
+    for other in (run(1, 3), run(2, 3)):
+        assert one["step"] == other["step"] == 4
+        for name, value in one["method"].items():
+            torch.testing.assert_close(other["method"][name], value, rtol=0, atol=1e-6)
+
+
+def train_simclr(config, rank):
+    train(set_up("simclr", simclr.Config(head_bn=False), config))
