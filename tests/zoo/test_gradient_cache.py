@@ -23,7 +23,7 @@ SIZE, IMAGES, PARTS = 8, 12, 3
 
 
 def vit():
-    return backbones.build("vit_tiny_p4", image_size=SIZE, channels=3)
+    return backbones.build("vit_micro_p4", image_size=SIZE, channels=3)
 
 
 def make(name):
@@ -111,7 +111,7 @@ def test_a_run_that_accumulates_trains_as_one_with_the_large_batch(tmp_path, mon
     for i in range(24):
         pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
-    config = TrainingConfig(data=str(tmp_path / "images"), backbone="vit_tiny_p4", image_size=8,
+    config = TrainingConfig(data=str(tmp_path / "images"), backbone="vit_micro_p4", image_size=8,
                             epochs=2, batch_size=12, warmup_epochs=0, base_lr=0.3,
                             out=str(tmp_path / "1"), device="cpu")  # fmt: skip
 
