@@ -76,7 +76,7 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with --resume {self.path}, or "
                 "choose another --out"
             )
-        with writing(self.path):
+        with writing(f"to the run folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             for stale in self.path.glob("checkpoint.pt.*.tmp"):  # of a run killed while it wrote
                 stale.unlink()
@@ -87,7 +87,7 @@ class RunFolder:
 
     def log(self, row):
         """Add a row to metrics.csv, and its values to TensorBoard's files."""
-        with writing(self.path):
+        with writing(f"to the run folder {self.path}"):
             self.metrics.write(row)
             if self._writer is None:
                 self._writer = SummaryWriter(self.path / "tensorboard", purge_step=row["step"])
@@ -298,13 +298,13 @@ def _why(error):
 
 
 @contextmanager
-def writing(path, then=""):
+def writing(what, then=""):
     """Inside, a full disk, lost permissions and the like are a RunFolderError of one line."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise RunFolderError(f"cannot write {error.filename or path}: {reason}{then}") from error
+        raise RunFolderError(f"cannot write {what}: {reason}{then}") from error
 
 
 def _save_synced(state, path):

@@ -18,7 +18,7 @@ from sslzoo.backbones import build
 from sslzoo.data import DataError, open_data
 from sslzoo.run_folder import RunFolder, RunFolderError, load_backbone, load_options
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True,
+QUICK = settings(max_examples=120, deadline=None, derandomize=True,
                  phases=[Phase.explicit, Phase.generate],
                  suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 ABOUT = {"method": "simclr", "data": "digits", "kind": "images", "backbone": "convnet4",
@@ -113,7 +113,7 @@ def parquet(tmp_path_factory):
     return file.read_bytes()
 
 
-@settings(QUICK, max_examples=150)
+@settings(QUICK, max_examples=300)
 @given(MUTATIONS)
 def test_mutated_parquet_files(tmp_path, parquet, mutations):
     file = tmp_path / "x.parquet"
@@ -140,7 +140,7 @@ def test_a_parquet_cell_cannot_name_a_file_outside(tmp_path, path):
 USER_ERRORS = (ArgumentError, ValueError, OSError)
 
 
-@settings(QUICK, max_examples=25)
+@settings(QUICK, max_examples=60)
 @given(MUTATIONS)
 def test_mutated_configurations(tmp_path, mutations):
     file = tmp_path / "config.yaml"
@@ -170,7 +170,7 @@ WORDS = st.one_of(
 )  # fmt: skip
 
 
-@settings(QUICK, max_examples=80)
+@settings(QUICK, max_examples=250)
 @given(st.sampled_from(["list", "pretrain", "import", "export", "evaluate", "nothing"]),
        st.lists(WORDS, max_size=5))  # fmt: skip
 def test_random_command_lines(monkeypatch, capsys, tmp_path, command, words):
