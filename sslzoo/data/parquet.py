@@ -16,6 +16,16 @@ from sslzoo.data.image_data import DataError, check_split, from_source
 IMAGE_COLUMNS = ("image", "img")
 SPLIT_WORDS = dict.fromkeys(("test", "val", "valid", "validation"), "test")
 SPLIT_WORDS |= {"train": "train", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
+# What pyarrow raises on damaged files.
+DAMAGE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+)
 # cifar10-train, train-00000-of-00002-3f5a, validation
 NAME = re.compile(
     rf"^(?:(?P<prefix>.*)[-_.])?(?P<word>{'|'.join(SPLIT_WORDS)})(?:[-_.]\d+[-_]of[-_]\d+.*)?$"
@@ -50,8 +60,14 @@ class EncodedImages:
 
     def cell(self, index):
         """{"bytes": ..., "path": ...}; a column may also hold the bytes alone."""
-        cell = self.column[index].as_py()
-        return cell if isinstance(cell, dict) else {"bytes": cell}
+        try:
+            cell = self.column[index].as_py()
+        except DAMAGE as error:
+            raise DataError(f"{self.name(index)} cannot be read ({error})") from error
+        cell = cell if isinstance(cell, dict) else {"bytes": cell}
+        if not isinstance(cell.get("bytes", 0), (bytes, type(None))):
+            raise DataError(f"{self.name(index)} holds no encoded image")
+        return cell
 
     def name(self, index):
         file, first = next(pair for pair in reversed(self.names) if pair[1] <= index)
@@ -145,8 +161,8 @@ def read_columns(file, label_column):
         columns = pq.read_schema(file).names
         wanted = [c for c in (*IMAGE_COLUMNS, label_column or "label") if c in columns]
         table = pq.read_table(file, columns=wanted)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{file} is not a readable Parquet file ({reason})") from error
     if not set(IMAGE_COLUMNS) & set(wanted):
         names = " or ".join(IMAGE_COLUMNS)
@@ -179,9 +195,12 @@ def label_tensor(table, label_column, file):
 def class_names(schema, label_column):
     """Class names from the metadata `class_names` or `huggingface`; None without either."""
     metadata = schema.metadata or {}
-    if b"class_names" in metadata:
-        return json.loads(metadata[b"class_names"])
-    if b"huggingface" in metadata:
-        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-        return features.get(label_column, {}).get("names")
+    try:
+        if b"class_names" in metadata:
+            return json.loads(metadata[b"class_names"])
+        if b"huggingface" in metadata:
+            features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
+            return features.get(label_column, {}).get("names")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"the class names in the file's metadata are damaged ({error})") from error
     return None
