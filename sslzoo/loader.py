@@ -5,6 +5,7 @@ number). Global batch b is the b-th slice of the order; a process takes its cont
 """
 
 import time
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -181,7 +182,7 @@ class MadeByWorkers:
         self.plan.items = [(epoch, indices) for indices in loader.shares(epoch, first_step)]
         made = iter(self.batches)
         for _, indices in self.plan.items:
-            crops, drawn, wrong = self.next(made)
+            crops, drawn, wrong = next(made)
             if isinstance(wrong, str):
                 raise DataError(wrong)
             if wrong:
@@ -192,16 +193,18 @@ class MadeByWorkers:
             ]
             yield loader.batch(views, indices)
 
-    def next(self, made):
-        """What a worker made; a DataError where it was killed."""
-        try:
-            return next(made)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = str(error).splitlines()[0]
-            raise DataError(f"a data loader worker died ({reason}); if memory was short, go on "
-                            "with fewer --workers and --resume") from error  # fmt: skip
+
+@contextmanager
+def workers_named():
+    """Inside, the death of a worker, which torch may report at any line, is a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(f"a data loader worker died ({reason}); if memory was short, go on with "
+                        "fewer --workers and --resume") from error  # fmt: skip
 
 
 class _Plan:

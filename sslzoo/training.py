@@ -17,6 +17,7 @@ from sslzoo.failures import Interrupted
 from sslzoo.finite import FiniteLoss
 from sslzoo.gradient_cache import Embedder, two_passes
 from sslzoo.kinds import KINDS, kind_of, views_of
+from sslzoo.loader import workers_named
 from sslzoo.meters import Meters
 from sslzoo.processes import partners_named, start_processes
 from sslzoo.progress import Report
@@ -170,7 +171,7 @@ def train(setup, *, resume=False):
     for line in announcement(setup, trainer.peak_lr, trainer.total_steps, trainer.step):
         setup.report.say(line)
     trainer.unreadable.update({})
-    with partners_named(setup.accelerator, setup.run.path):
+    with partners_named(setup.accelerator, setup.run.path), workers_named():
         trainer.fit()
     if setup.is_main:
         trainer.watch.finish()
