@@ -199,8 +199,8 @@ def workers_named():
     """Inside, the death of a worker, which torch may report at any line, is a DataError."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError) as error:
+        if "DataLoader worker" not in str(error) and not isinstance(error, ConnectionError):
             raise
         reason = str(error).splitlines()[0]
         raise DataError(f"a data loader worker died ({reason}); if memory was short, go on with "

@@ -134,7 +134,8 @@ def test_no_space_left_is_named_as_such():
         run_folder._save_synced({"x": torch.zeros(100_000)}, Path("/dev/full"))
 
 
-def test_a_run_folder_that_loses_its_permissions_is_named(tmp_path):
+def test_a_run_folder_that_loses_its_permissions_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sslzoo.watch.plot_embedding", lambda *args, **options: None)  # t-SNE
     few = dict(batch_size=700, epochs=5)
     setup = prepare("digits", tmp_path / "run", **few)
     folder = setup.run.path
