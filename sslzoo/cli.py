@@ -1,6 +1,7 @@
 """The command `sslzoo`: list, pretrain, evaluate, report, propagate, import, export, doctor, demo.
 
-Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C.
+Exit codes: 0 done, 2 the user can mend it (one line on stderr says what), 130 stopped by Ctrl-C,
+75 by SIGTERM: with a checkpoint, to be started again.
 Everything heavy is imported by the command that needs it, so that help comes at once.
 """
 
@@ -53,7 +54,7 @@ def user_errors():
         ("sslzoo.data", "DataError"),
         ("sslzoo.report", "ReportError"),
         ("sslzoo.run_folder", "RunFolderError"),
-        ("sslzoo.training", "TrainingError"),
+        ("sslzoo.failures", "TrainingError"),
         ("sslzoo.weights", "WeightsError"),
         ("torch", "OutOfMemoryError"),
     ):

@@ -5,6 +5,7 @@ number). Global batch b is the b-th slice of the order; a process takes its cont
 """
 
 import time
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -158,7 +159,7 @@ class MadeByWorkers:
         loader: ViewLoader.
         workers: their number; 0 decodes in this process.
         crops: (epoch, sample numbers) -> crops of every view, their parameters, and what went
-            wrong in words or None.
+            wrong: in words, or {sample: words} where it was skipped, or None.
         finish: (crops, spec, parameters) -> one view on the loader's device.
     """
 
@@ -181,14 +182,29 @@ class MadeByWorkers:
         self.plan.items = [(epoch, indices) for indices in loader.shares(epoch, first_step)]
         made = iter(self.batches)
         for _, indices in self.plan.items:
-            crops, drawn, fault = next(made)
-            if fault:
-                raise DataError(fault)
+            crops, drawn, wrong = next(made)
+            if isinstance(wrong, str):
+                raise DataError(wrong)
+            if wrong:
+                loader.data.unreadable.add(wrong)
             crops = [c.to(loader.device, non_blocking=True) for c in crops]
             views = [
                 self.finish(c, s, p) for c, s, p in zip(crops, loader.specs, drawn, strict=True)
             ]
             yield loader.batch(views, indices)
+
+
+@contextmanager
+def workers_named():
+    """Inside, the death of a worker, which torch may report at any line, is a DataError."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        if "DataLoader worker" not in str(error) and not isinstance(error, ConnectionError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(f"a data loader worker died ({reason}); if memory was short, go on with "
+                        "fewer --workers and --resume") from error  # fmt: skip
 
 
 class _Plan:
@@ -216,6 +232,7 @@ class _Crops(torch.utils.data.Dataset):
             images = [self.data.load(index) for index in indices]
         except DataError as error:  # an exception would arrive wrapped in a worker's traceback
             return [], [], str(error)
+        wrong = dict(self.data.unreadable.found)
         H, W = (np.array([image.shape[side] for image in images]) for side in (-2, -1))
         crops, drawn = [], []
         for view, spec in enumerate(self.specs):
@@ -225,7 +242,7 @@ class _Crops(torch.utils.data.Dataset):
                 pixels.crop_resize(image, box, spec.size, spec.interpolation)
                 for image, box in zip(images, boxes, strict=True)
             ]))  # fmt: skip
-        return crops, drawn, None
+        return crops, drawn, wrong
 
 
 def channel_statistics(data, max_images=2000):

@@ -18,7 +18,9 @@ import json
 import os
 import pickle
 import platform
+import struct
 import subprocess
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +37,12 @@ from sslzoo import backbones, registry
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn",
             "torchmetrics")  # fmt: skip
+
+# What damaged files and other people's make their readers raise: a changed byte may turn a name
+# into another, a number into a text, a length into one that no memory holds.
+DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
+          AttributeError, OverflowError, ArithmeticError, AssertionError, MemoryError, struct.error,
+          ImportError)  # fmt: skip
 
 
 class RunFolderError(ValueError):
@@ -68,30 +76,37 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with --resume {self.path}, or "
                 "choose another --out"
             )
-        try:
+        with writing(f"to the run folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
+            for stale in self.path.glob("checkpoint.pt.*.tmp"):  # of a run killed while it wrote
+                stale.unlink()
             found = json.dumps(versions(), indent=2) + "\n"
             replace_file(self.path / "versions.json", lambda p: p.write_text(found))
             text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
             replace_file(self.path / "config.yaml", lambda p: p.write_text(text))
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot write to the run folder {self.path}: {error.strerror}"
-            ) from None
 
     def log(self, row):
         """Add a row to metrics.csv, and its values to TensorBoard's files."""
-        self.metrics.write(row)
-        if self._writer is None:
-            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=row["step"])
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, row["step"])
-        self._writer.flush()
+        with writing(f"to the run folder {self.path}"):
+            self.metrics.write(row)
+            if self._writer is None:
+                self._writer = SummaryWriter(self.path / "tensorboard", purge_step=row["step"])
+            for name, value in row.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, row["step"])
+            self._writer.flush()
 
-    def save_checkpoint(self, state):
-        """Replace the checkpoint at once: a run killed here keeps the older one."""
-        replace_file(self.checkpoint, lambda p: torch.save(state, p))
+    def save_checkpoint(self, state, kept_step=None):
+        """Replace the checkpoint at once: a run killed here keeps the older one.
+
+        Args:
+            state: what torch.save takes.
+            kept_step: step of the checkpoint that stays where this one cannot be written.
+        """
+        kept = "" if kept_step is None else (f"; the checkpoint of step {kept_step} is kept, go on "
+                                             f"from it with --resume {self.path}")  # fmt: skip
+        with writing(self.checkpoint, kept):
+            replace_file(self.checkpoint, lambda p: _save_synced(state, p))
 
     def load_checkpoint(self):
         """The state that save_checkpoint wrote."""
@@ -164,7 +179,13 @@ def load_options(path):
     file = Path(path) / "config.yaml"
     if not file.is_file():
         raise RunFolderError(f"{path} is no run folder: it holds no config.yaml")
-    return yaml.safe_load(file.read_text())
+    try:
+        options = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, *DAMAGE) as error:
+        raise RunFolderError(f"{file} is not valid YAML ({_why(error)})") from error
+    if not isinstance(options, dict):
+        raise RunFolderError(f"{file} holds no options")
+    return options
 
 
 def load_backbone(path):
@@ -182,19 +203,27 @@ def load_backbone(path):
         file = done if done.exists() else file / "checkpoint.pt"
     if not file.is_file():
         raise RunFolderError(f"{path} holds no backbone.safetensors and no checkpoint.pt")
-    if file.suffix == ".safetensors":
-        weights, about = _load_safetensors(file)
-    else:
-        state = _load_checkpoint(file)
-        about = state["about"]
-        weights = {
-            name.removeprefix("backbone."): value
-            for name, value in state["method"].items()
-            if name.startswith("backbone.")
-        }
-    backbone = build_backbone(about)
-    backbone.load_state_dict(weights)
+    try:
+        weights, about = _weights_of(file)
+        backbone = build_backbone(about)
+        backbone.load_state_dict(weights)
+    except RunFolderError:
+        raise
+    except DAMAGE as error:
+        raise RunFolderError(
+            f"{file} does not hold a backbone of sslzoo ({_why(error)})"
+        ) from error
     return backbone.eval(), about
+
+
+def _weights_of(file):
+    """The backbone's weights by name, and what it expects."""
+    if file.suffix == ".safetensors":
+        return _load_safetensors(file)
+    state = _load_checkpoint(file)
+    prefix = "backbone."
+    return {name.removeprefix(prefix): value for name, value in state["method"].items()
+            if name.startswith(prefix)}, state["about"]  # fmt: skip
 
 
 def build_backbone(about):
@@ -259,9 +288,52 @@ def _load_safetensors(file):
 def _load_checkpoint(file):
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{file} is no checkpoint of sslzoo ({reason})") from error
+    except (OSError, *DAMAGE) as error:
+        raise RunFolderError(f"{file} is no checkpoint of sslzoo ({_why(error)})") from error
+
+
+def _why(error):
+    """The first line of an error, or its name."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def writing(what, then=""):
+    """Inside, a full disk, lost permissions and the like are a RunFolderError of one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunFolderError(f"cannot write {what}: {reason}{then}") from error
+
+
+def _save_synced(state, path):
+    """torch.save, on the disk when it returns; a failed write is an OSError that says why."""
+    with path.open("wb") as file:
+        target = _Target(file)
+        try:
+            torch.save(state, target)
+        except RuntimeError as error:  # torch's writer hides the reason
+            raise target.error or error from error
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _Target:
+    """A file that remembers why a write failed."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self):
+        self.file.flush()
 
 
 def replace_file(path, write):

@@ -3,23 +3,51 @@
 import signal
 from contextlib import contextmanager
 
+import torch
+
+from sslops.distributed import default_group, max_over_ranks
+
+
+class StopRequests:
+    """The signals that asked to stop.
+
+    Args:
+        accelerator: of accelerate; its processes stop at the same step.
+    """
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self.numbers = []
+
+    def agreed(self, may_wait):
+        """The number of the signal to stop by now, or 0; the same in every process.
+
+        Args:
+            may_wait: whether the processes may wait for one another at this step; without that,
+                several processes go on. The same in every process.
+        """
+        own = self.numbers[0] if self.numbers else 0
+        if self.accelerator.num_processes == 1 or not may_wait:
+            return own if self.accelerator.num_processes == 1 else 0
+        device = self.accelerator.device
+        return int(max_over_ranks(torch.tensor(own, device=device), default_group()))
+
 
 @contextmanager
 def stop_requests(accelerator):
-    """A list that fills when Ctrl-C or SIGTERM asks to stop; the second one stops at once.
+    """StopRequests inside; one process stops at once by a second signal.
 
-    It stays empty in a run of several processes, whose signals keep their usual meaning: some
-    processes would stop a step earlier and leave the others waiting.
+    Of several, a launcher may send the signal to each twice: there only SIGKILL stops at once.
     """
-    requests, old = [], {}
+    requests, old = StopRequests(accelerator), {}
 
     def remember(number, frame):
-        requests.append(number)
-        signal.signal(number, old[number])
+        requests.numbers.append(number)
+        if accelerator.num_processes == 1:
+            signal.signal(number, old[number])
 
-    if accelerator.num_processes == 1:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, remember)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        old[number] = signal.signal(number, remember)
     try:
         yield requests
     finally:

@@ -9,34 +9,26 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from sslzoo import optimizers, registry
+from sslzoo import checkpoints, optimizers, registry
 from sslzoo.announcement import announcement
+from sslzoo.failures import Interrupted
+from sslzoo.finite import FiniteLoss
+from sslzoo.gradient_cache import Embedder, two_passes
 from sslzoo.kinds import KINDS, kind_of, views_of
+from sslzoo.loader import workers_named
 from sslzoo.meters import Meters
+from sslzoo.processes import partners_named, start_processes
 from sslzoo.progress import Report
-from sslzoo.run_folder import RunFolder, RunFolderError, free_path, plain
+from sslzoo.run_folder import RunFolder, free_path, plain
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine, warmup_steps_down
 from sslzoo.stop_requests import stop_requests
 from sslzoo.survey import survey, view_statistics
+from sslzoo.synced_batch_norm import sync_batch_norm
 from sslzoo.training_config import TrainingConfig
+from sslzoo.unreadable import UnreadableLog
 from sslzoo.watch import Watch
-
-# What a resumed run may change and still be the same run.
-FREE_TO_CHANGE = {"data", "download", "out", "device", "workers", "log_every", "checkpoint_every",
-                  "test_every", "pictures_every"}  # fmt: skip
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message is one line for the user."""
-
-
-class Interrupted(TrainingError):
-    """A run stopped by Ctrl-C or SIGTERM, with a checkpoint to resume from."""
-
-    exit_code = 130
 
 
 @dataclass
@@ -45,7 +37,7 @@ class Setup:
 
     config: TrainingConfig
     options: dict  # every option of the run by name, to write and to compare
-    accelerator: Accelerator
+    accelerator: object  # accelerate's
     data: object  # ImageData, or that of another kind
     method: nn.Module
     loader: object  # of views, as sslzoo.loader.ViewLoader
@@ -84,14 +76,10 @@ def set_up(name, method_config, config, console=None):
         ValueError: an option, or the data (DataError), is not usable.
     """
     module = registry.method(name)
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        gradient_accumulation_steps=config.accumulate,
-    )
+    accelerator = start_processes(config, 1 if is_cached(module, config) else config.accumulate)
     kind = kind_of(module, config.backbone)
     with accelerator.local_main_process_first():  # one process downloads, the others find it
-        data = KINDS[kind].open(config.data, download=config.download)
+        data = KINDS[kind].open(config.data, **config.opening)
     reasons = []
     if hasattr(module, "adapt"):
         batch = config.batch_size * config.accumulate
@@ -121,6 +109,11 @@ def set_up(name, method_config, config, console=None):
     return Setup(config, options, accelerator, data, method, loader, about, run, report, reasons)
 
 
+def is_cached(module, config):
+    """Whether accumulation gives the loss of all batches together."""
+    return config.accumulate > 1 and hasattr(registry.method_class(module), "embed")
+
+
 def make_loader(loader_class, data, views, config, accelerator):
     """The batches of this process."""
     loader = loader_class(
@@ -148,10 +141,9 @@ def make_method(module, method_config, config, channels, accelerator):
         **options_of(method_config, config.backbone),
     )  # fmt: skip
     method = registry.method_class(module)(backbone, method_config)
-    is_shared = getattr(method, "sync_batch_norm", True) and accelerator.device.type == "cuda"
-    if accelerator.num_processes > 1 and is_shared:
+    if accelerator.num_processes > 1 and getattr(method, "sync_batch_norm", True):
         # Statistics of one process would tell the network which views belong together.
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        method = sync_batch_norm(method, accelerator.device)
     return method.to(accelerator.device)
 
 
@@ -168,7 +160,7 @@ def train(setup, *, resume=False):
 
     Raises:
         RunFolderError: the run folder cannot be written or continued.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or another process is gone (sslzoo.failures).
         Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
     """
     trainer = Trainer(setup)
@@ -176,10 +168,12 @@ def train(setup, *, resume=False):
         setup.run.prepare(setup.options, resume)
     setup.accelerator.wait_for_everyone()
     if resume:
-        trainer.restore()
+        checkpoints.restore(trainer)
     for line in announcement(setup, trainer.peak_lr, trainer.total_steps, trainer.step):
         setup.report.say(line)
-    trainer.fit()
+    trainer.unreadable.update({})
+    with partners_named(setup.accelerator, setup.run.path), workers_named():
+        trainer.fit()
     if setup.is_main:
         trainer.watch.finish()
     setup.accelerator.end_training()
@@ -194,6 +188,7 @@ class Trainer:
 
     Attributes:
         step: optimizer steps done.
+        saved_step: that of the last checkpoint; None before the first.
     """
 
     def __init__(self, setup):
@@ -201,10 +196,11 @@ class Trainer:
         self.method, self.loader, self.watch = setup.method, setup.loader, Watch(setup)
         config, method = self.config, self.method
         batch = config.batch_size * config.accumulate
-        self.step = 0
+        self.step, self.saved_step, self.skipped = 0, None, 0
+        self.unreadable = UnreadableLog(setup)
         self.total_steps = config.epochs * self.loader.steps_per_epoch // config.accumulate
         self.peak_lr = scaled_learning_rate(config.base_lr, batch, config.lr_rule)
-        self.meters = Meters(batch)
+        self.meters, self.finite = Meters(batch), FiniteLoss(self)
         if hasattr(method, "parameter_groups"):
             groups = method.parameter_groups(config.weight_decay)
         else:
@@ -212,7 +208,9 @@ class Trainer:
         optimizer = optimizers.build(config.optimizer, groups, lr=self.peak_lr,
                                      momentum=config.momentum, nesterov=config.nesterov,
                                      betas=config.betas)  # fmt: skip
-        self.model, self.optimizer = self.accelerator.prepare(method, optimizer)
+        self.is_cached = is_cached(registry.method(setup.about["method"]), config)
+        model = Embedder(method) if self.is_cached else method
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if hasattr(method, "plan"):
             method.plan(self.total_steps, self.loader.steps_per_epoch / config.accumulate)
 
@@ -232,11 +230,12 @@ class Trainer:
                     self.log(outputs)
                 if self.is_picture_step(self.step):
                     self.draw()
-                if self.is_checkpoint_step(self.step) or stop:
+                number = stop.agreed(self.is_meeting_step(self.step))
+                if self.is_checkpoint_step(self.step) or number:
                     self.save()
-                if stop:
-                    raise Interrupted(f"stopped at step {self.step} of {self.total_steps}; "
-                                      f"go on with --resume {self.setup.run.path}")  # fmt: skip
+                if number:
+                    raise Interrupted(f"stopped at step {self.step} of {self.total_steps}; go on "
+                                      f"with --resume {self.setup.run.path}", number)  # fmt: skip
 
     def batches(self):
         """All batches of the run from the present step on."""
@@ -247,25 +246,50 @@ class Trainer:
 
     def train_step(self, batches):
         """One optimizer step; returns what the method returned for its last batch."""
-        # Dropout and masks are a function of (seed, step, process): no state to save and restore.
-        torch.manual_seed(_mix(self.config.seed, self.step, self.accelerator.process_index))
+        self.seed(0)
         self.set_learning_rate()
         waited = self.loader.wait_seconds
-        for _ in range(self.config.accumulate):
-            batch = next(batches)
-            with self.accelerator.accumulate(self.model):
-                outputs = self.model(batch.views, self.step)
-                self.accelerator.backward(outputs["loss"])
-                if self.accelerator.sync_gradients:
-                    self.finish_gradient()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            self.meters.add(outputs)
+        views = (next(batches).views for _ in range(self.config.accumulate))
+        outputs = self.cached_pass(views) if self.is_cached else self.passes(views)
+        if self.accelerator.scaler is not None:
+            self.skipped += self.optimizer.step_was_skipped
         self.meters.count_step(self.loader.wait_seconds - waited)
         self.step += 1
         if hasattr(self.method, "after_step"):
             self.method.after_step(self.step)
         return outputs
+
+    def passes(self, batches):
+        """A forward and a backward pass for each batch; the gradients are averaged."""
+        for views in batches:
+            with self.accelerator.accumulate(self.model):
+                outputs = self.model(views, self.step)
+                self.accelerator.backward(outputs["loss"])
+                self.step_optimizer(outputs, self.accelerator.sync_gradients)
+        return outputs
+
+    def cached_pass(self, batches):
+        """The gradient of the loss of all batches together."""
+        outputs = two_passes(
+            self.model, self.method.contrast, list(batches), self.step, seed=self.seed,
+            backward=self.accelerator.backward,
+            no_sync=lambda: self.accelerator.no_sync(self.model),
+        )  # fmt: skip
+        self.step_optimizer(outputs, True)
+        return outputs
+
+    def step_optimizer(self, outputs, is_complete):
+        if is_complete:
+            self.finish_gradient()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.meters.add(outputs)
+        self.finite.add(self.step + 1, outputs)
+
+    def seed(self, batch):
+        # Dropout and masks are a function of (seed, step, process): no state to save and restore.
+        more = [batch] if batch else []
+        torch.manual_seed(_mix(self.config.seed, self.step, self.accelerator.process_index, *more))
 
     def set_learning_rate(self):
         config = self.config
@@ -307,6 +331,10 @@ class Trainer:
             due = self.epochs_at(step) > self.epochs_at(step - 1)
         return due or step == self.total_steps
 
+    def is_meeting_step(self, step):
+        """Whether processes may wait for one another: on a GPU where they do so anyway."""
+        return self.setup.device.type == "cpu" or self.is_log_step(step)
+
     def is_picture_step(self, step):
         every = self.config.pictures_every
         ended, before = self.epochs_at(step), self.epochs_at(step - 1)
@@ -322,9 +350,12 @@ class Trainer:
         """One row of metrics: averages since the last row, and what this step shows."""
         self.meters.stop()
         means = self.meters.take(lambda tensor: self.accelerator.reduce(tensor, "mean"))
-        self.check_finite(means["loss"])
+        self.finite.check(means["loss"])
         row = {"step": self.step, "epoch": self.epochs_at(self.step), "lr": self.lr, **means}
         row["gradient_norm"] = float(self.gradient_norm)
+        if self.accelerator.scaler is not None:
+            row["skipped_steps"] = self.skipped  # fp16: the gradient overflowed, its scale falls
+        self.unreadable.update(row)
         row |= self.watch.measure(outputs, row["epoch"], is_last=self.step == self.total_steps)
         if self.setup.is_main:
             self.setup.run.log(row)
@@ -332,51 +363,15 @@ class Trainer:
             self.watch.warn(row)
         self.meters.start()
 
-    def check_finite(self, loss):
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {self.step} of {self.total_steps}: try a lower "
-                f"--base_lr (now {self.config.base_lr:g}), a longer --warmup_epochs, or "
-                "--precision fp32; the checkpoint is from before"
-            )
-
     def save(self):
         """Write the checkpoint, unless the loss says that the weights are lost."""
         self.meters.stop()
         if "loss" in self.meters.sums:
-            self.check_finite(self.meters.sums["loss"].item())
-        scaler = self.accelerator.scaler
+            self.finite.check(self.accelerator.reduce(self.meters.sums["loss"], "mean").item())
         if self.setup.is_main:
-            self.setup.run.save_checkpoint({
-                "step": self.step,
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "options": self.setup.options,
-                "about": self.setup.about,
-                "data_fingerprint": self.setup.data.fingerprint(),
-            })  # fmt: skip
+            self.setup.run.save_checkpoint(checkpoints.state_of(self), self.saved_step)
+        self.saved_step = self.step
         self.meters.start()
-
-    def restore(self):
-        """Continue from the checkpoint, if it is one of this run."""
-        run = self.setup.run
-        state = run.load_checkpoint()
-        for name, value in self.setup.options.items():
-            old = state["options"].get(name)
-            if name not in FREE_TO_CHANGE and value != old:
-                raise RunFolderError(f"the run in {run.path} has {name} {old}, not {value}: resume "
-                                     "it with the options it began with")  # fmt: skip
-        if state["data_fingerprint"] != self.setup.data.fingerprint():
-            raise RunFolderError(f"{self.config.data} is not the data that the run began with")
-        self.step = state["step"]
-        self.watch.probed_epoch = self.watch.test_epoch = self.epochs_at(self.step)
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.setup.is_main:
-            run.metrics.cut(self.step)
 
 
 def _mix(*counters):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-AT_LEAST_ONE = {"image_size", "epochs", "batch_size", "accumulate", "log_every"}
+AT_LEAST_ONE = {"image_size", "epochs", "batch_size", "accumulate", "log_every", "timeout"}
 
 
 @dataclass
@@ -23,9 +23,10 @@ class TrainingConfig:
     epochs: int = 200
     """Passes over the data."""
     batch_size: int = 256
-    """Images per forward pass, over all processes. Contrastive losses find negatives in them."""
+    """Images per forward pass, over all processes."""
     accumulate: int = 1
-    """Forward passes per optimizer step. More of them add no negatives."""
+    """Forward passes per optimizer step. simclr and moco_v3 find negatives in all of them, by a
+    second forward pass; the loss of other methods is that of each pass, averaged."""
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     """Optimizer."""
     base_lr: float = 0.1
@@ -54,6 +55,10 @@ class TrainingConfig:
     """auto takes a GPU where there is one."""
     workers: int = 0
     """Processes that decode images, per training process; 0 decodes in the training process."""
+    max_unreadable: int = 0
+    """Unreadable images that are skipped and named, in each process; one more stops the run."""
+    timeout: int = 600
+    """Seconds that processes wait for one another before a run of several ends."""
     seed: int = 0
     """Seed of weights, order and views; a whole number from 0."""
     log_every: int = 20
@@ -79,3 +84,8 @@ class TrainingConfig:
             least = 1 if field.name in AT_LEAST_ONE else 0
             if isinstance(value, (int, float)) and not value >= least:
                 raise ValueError(f"{field.name} must be {least} or more; got {value}")
+
+    @property
+    def opening(self):
+        """How data is opened, for the functions that open it."""
+        return {"download": self.download, "max_unreadable": self.max_unreadable}

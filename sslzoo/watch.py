@@ -135,7 +135,7 @@ class Watch:
             if any(part is None or part.labels is None for part in sets):
                 return None
             return sets if len(sets[0].labels.unique()) > 1 else None
-        sets = [self.kind.open(config.probe_data, split, download=config.download)
+        sets = [self.open(config.probe_data, split)
                 for split in ("train", "test")]  # fmt: skip
         check_labels(*(part.labels for part in sets))
         if sets[0].channels != about["channels"]:
@@ -148,8 +148,11 @@ class Watch:
         if self._test is None:
             config = self.setup.config
             with contextlib.suppress(DataError):
-                self._test = self.kind.open(config.data, "test", download=config.download)
+                self._test = self.open(config.data, "test")
         return self._test
+
+    def open(self, data, split):
+        return self.kind.open(data, split, **self.setup.config.opening)
 
     def encoder(self):
         """The backbone as it is judged and saved."""

@@ -22,7 +22,14 @@ SPLITS = ("train", "test", "all", "unlabeled")
 
 
 def open_data(
-    spec, split="train", *, download=False, root=None, label_column=None, memory_limit_mib=1024
+    spec,
+    split="train",
+    *,
+    download=False,
+    root=None,
+    label_column=None,
+    memory_limit_mib=1024,
+    max_unreadable=0,
 ):
     """Open one split of a data set.
 
@@ -35,6 +42,8 @@ def open_data(
         root: where these are kept; None for ~/.cache/sslzoo.
         label_column: the Parquet column of class numbers; None takes `label` where it exists.
         memory_limit_mib: images of one size are decoded at once into memory up to this, in MiB.
+        max_unreadable: unreadable images of a folder or Parquet file that are skipped: another of
+            the same class stands in their place; the data's `unreadable.found` names them.
 
     Returns:
         ImageData.
@@ -52,7 +61,7 @@ def open_data(
         raise DataError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     open_split = _opener(spec)
     options = dict(download=download, root=root, label_column=label_column,
-                   memory_limit_mib=memory_limit_mib)  # fmt: skip
+                   memory_limit_mib=memory_limit_mib, max_unreadable=max_unreadable)  # fmt: skip
     if split != "all":
         return open_split(split, **options)
     parts = [open_split("train", **options)]

@@ -29,7 +29,7 @@ class ImageFiles:
         return f"{path.parent.name}/{path.name} {path.stat().st_size}"
 
 
-def open_folder(path, split="train", *, memory_limit_mib=1024, **_):
+def open_folder(path, split="train", *, memory_limit_mib=1024, max_unreadable=0, **_):
     """Images below a folder.
 
     With subfolders train/ and test/ (or val/) each split is its own; without them everything is
@@ -49,6 +49,7 @@ def open_folder(path, split="train", *, memory_limit_mib=1024, **_):
         f"{path}/{split}",
         ImageFiles(files),
         memory_limit_mib=memory_limit_mib,
+        max_unreadable=max_unreadable,
         labels=None if labels is None else torch.tensor(labels),
         class_names=classes,
     )

@@ -1,6 +1,7 @@
 """One split of an image data set, held in memory or decoded image by image."""
 
 import hashlib
+from itertools import chain
 
 import torch
 
@@ -22,6 +23,7 @@ class ImageData:
         labels: int64 [N], or None.
         class_names: list of str, or None.
         channels: 3, or 1 for greyscale sets such as the digits.
+        unreadable: Unreadable, the images that were skipped so far.
 
     Example:
         >>> import torch
@@ -31,7 +33,8 @@ class ImageData:
         (4, torch.Size([3, 8, 8]), None)
     """
 
-    def __init__(self, name, *, images=None, source=None, labels=None, class_names=None):
+    def __init__(self, name, *, images=None, source=None, labels=None, class_names=None,
+                 unreadable=None):  # fmt: skip
         if (images is None) == (source is None):
             raise ValueError("exactly one of images and source must be given")
         self.name = name
@@ -39,6 +42,7 @@ class ImageData:
         self.source = source
         self.labels = labels
         self.class_names = class_names
+        self.unreadable = unreadable or Unreadable()
         self.channels = 3 if images is None else images.shape[1]
         if len(self) == 0:
             raise DataError(f"{name} holds no images")
@@ -72,6 +76,7 @@ class ImageData:
             source=None if self.source is None else Picked(self.source, indices),
             labels=None if self.labels is None else self.labels[indices],
             class_names=self.class_names,
+            unreadable=self.unreadable,
         )
 
     def fingerprint(self):
@@ -152,12 +157,68 @@ def concatenate(name, parts):
     return ImageData(name, source=Chained(sources), **options)
 
 
-def from_source(name, source, *, memory_limit_mib, **options):
+class Unreadable:
+    """The images that could not be read, counted and named; one too many stops.
+
+    Args:
+        limit: how many are skipped.
+
+    Attributes:
+        found: sample number -> what is wrong with it.
+    """
+
+    def __init__(self, limit=0):
+        self.limit, self.found = limit, {}
+
+    def add(self, found):
+        """Take in what was met here or by a worker process."""
+        self.found |= found
+        if len(self.found) > self.limit:
+            raise DataError(f"{len(self.found)} unreadable images are more than max_unreadable "
+                            f"{self.limit}; the last: {list(self.found.values())[-1]}")  # fmt: skip
+
+
+class Tolerant:
+    """A source that skips unreadable images.
+
+    In the place of one stands the next readable image of its class: batches keep their size in
+    every process, and which image it is does not depend on the order of reading.
+
+    Args:
+        source: of images.
+        unreadable: Unreadable.
+        labels: list of class numbers, or None.
+    """
+
+    def __init__(self, source, unreadable, labels=None):
+        self.source, self.unreadable, self.labels = source, unreadable, labels
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, index):
+        for candidate in chain(range(index, len(self)), range(index)):
+            alike = self.labels is None or self.labels[candidate] == self.labels[index]
+            if not alike or candidate in self.unreadable.found:
+                continue
+            try:
+                return self.source.read(candidate)
+            except DataError as error:
+                self.unreadable.add({candidate: str(error)})
+        raise DataError(f"nothing can stand in for: {self.unreadable.found[index]}")
+
+    def key(self, index):
+        return self.source.key(index)
+
+
+def from_source(name, source, *, memory_limit_mib, max_unreadable=0, **options):
     """Image data that is decoded now if all images have one size and fit, else one by one."""
+    unreadable, labels = Unreadable(max_unreadable), options.get("labels")
+    if max_unreadable:
+        source = Tolerant(source, unreadable, None if labels is None else labels.tolist())
     images = decode_all(source, memory_limit_mib * 2**20) if len(source) else None
-    if images is not None:
-        return ImageData(name, images=images, **options)
-    return ImageData(name, source=source, **options)
+    held = dict(source=source) if images is None else dict(images=images)
+    return ImageData(name, unreadable=unreadable, **held, **options)
 
 
 def decode_all(source, limit_bytes):

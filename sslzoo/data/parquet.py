@@ -16,6 +16,16 @@ from sslzoo.data.image_data import DataError, check_split, from_source
 IMAGE_COLUMNS = ("image", "img")
 SPLIT_WORDS = dict.fromkeys(("test", "val", "valid", "validation"), "test")
 SPLIT_WORDS |= {"train": "train", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
+# What pyarrow raises on damaged files.
+DAMAGE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+)
 # cifar10-train, train-00000-of-00002-3f5a, validation
 NAME = re.compile(
     rf"^(?:(?P<prefix>.*)[-_.])?(?P<word>{'|'.join(SPLIT_WORDS)})(?:[-_.]\d+[-_]of[-_]\d+.*)?$"
@@ -38,13 +48,26 @@ class EncodedImages:
         if cell["bytes"] is None and not cell.get("path"):
             raise DataError(f"{self.name(index)} holds no image")
         outside = cell["bytes"] is None
-        file = self.folder / cell["path"] if outside else io.BytesIO(cell["bytes"])
+        file = self.beside(cell["path"], index) if outside else io.BytesIO(cell["bytes"])
         return decode(file, self.name(index))
+
+    def beside(self, path, index):
+        """The file that a cell names, which must lie in the folder of the Parquet file."""
+        file = (self.folder / path).resolve()
+        if not file.is_relative_to(self.folder.resolve()):
+            raise DataError(f"{self.name(index)} names {path}, outside of {self.folder}")
+        return file
 
     def cell(self, index):
         """{"bytes": ..., "path": ...}; a column may also hold the bytes alone."""
-        cell = self.column[index].as_py()
-        return cell if isinstance(cell, dict) else {"bytes": cell}
+        try:
+            cell = self.column[index].as_py()
+        except DAMAGE as error:
+            raise DataError(f"{self.name(index)} cannot be read ({error})") from error
+        cell = cell if isinstance(cell, dict) else {"bytes": cell}
+        if not isinstance(cell.get("bytes", 0), (bytes, type(None))):
+            raise DataError(f"{self.name(index)} holds no encoded image")
+        return cell
 
     def name(self, index):
         file, first = next(pair for pair in reversed(self.names) if pair[1] <= index)
@@ -55,7 +78,9 @@ class EncodedImages:
         return f"{zlib.crc32(cell['bytes'] or b'')} {cell.get('path')}"
 
 
-def open_parquet(path, split="train", *, label_column=None, memory_limit_mib=1024, **_):
+def open_parquet(
+    path, split="train", *, label_column=None, memory_limit_mib=1024, max_unreadable=0, **_
+):
     """Images of one split of a Parquet file, a folder of them, or a folder and a name's start.
 
     Args:
@@ -79,6 +104,7 @@ def open_parquet(path, split="train", *, label_column=None, memory_limit_mib=102
         f"{path}/{split}",
         source,
         memory_limit_mib=memory_limit_mib,
+        max_unreadable=max_unreadable,
         labels=labels,
         class_names=names,
     )
@@ -135,8 +161,8 @@ def read_columns(file, label_column):
         columns = pq.read_schema(file).names
         wanted = [c for c in (*IMAGE_COLUMNS, label_column or "label") if c in columns]
         table = pq.read_table(file, columns=wanted)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{file} is not a readable Parquet file ({reason})") from error
     if not set(IMAGE_COLUMNS) & set(wanted):
         names = " or ".join(IMAGE_COLUMNS)
@@ -169,9 +195,12 @@ def label_tensor(table, label_column, file):
 def class_names(schema, label_column):
     """Class names from the metadata `class_names` or `huggingface`; None without either."""
     metadata = schema.metadata or {}
-    if b"class_names" in metadata:
-        return json.loads(metadata[b"class_names"])
-    if b"huggingface" in metadata:
-        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-        return features.get(label_column, {}).get("names")
+    try:
+        if b"class_names" in metadata:
+            return json.loads(metadata[b"class_names"])
+        if b"huggingface" in metadata:
+            features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
+            return features.get(label_column, {}).get("names")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"the class names in the file's metadata are damaged ({error})") from error
     return None

@@ -113,7 +113,7 @@ class VideoData(ImageData):
         return self._fingerprint
 
 
-def open_videos(spec, split="train", *, memory_limit_mib=1024, download=False, label_column=None):
+def open_videos(spec, split="train", *, memory_limit_mib=1024, **_):
     """Open the videos of a path.
 
     Args:

@@ -27,6 +27,9 @@ backbone_options  backbone_options(config, name) -> further options of sslzoo.ba
 
 and in the nn.Module
 
+    embed(views, step), contrast(embeddings, step)   the two halves of forward, for losses between
+                              the samples of a batch: --accumulate then gives the loss of all
+                              batches together (sslzoo.gradient_cache says what they hold)
     sync_batch_norm = False   several processes keep batch norms of their own; else they share one
     embed_video(frames)       an iterator of embeddings [D, h, w] from one of RGB frames [3, H, W]
                               from 0 to 1: what masks and keypoints are tracked by

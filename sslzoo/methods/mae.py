@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 import sslops
+from sslzoo.draws import Draws
 from sslzoo.patch_targets import make_target, patchify, unpatchify
 from sslzoo.pictures import grid, to_uint8
 from sslzoo.positions import resize_positions, sincos_positions
@@ -107,7 +108,7 @@ class MAE(nn.Module):
     def __init__(self, backbone, config):
         super().__init__()
         check_encoder(backbone)
-        self.backbone, self.config = backbone, config
+        self.backbone, self.config, self.draws = backbone, config, Draws()
         self.patch_size, self.side = (
             backbone.patch_embed.patch_size[0],
             backbone.patch_embed.grid_size[0],
@@ -148,7 +149,7 @@ class MAE(nn.Module):
             noise: None, or [B, L], which decides as in the official code: small noise is kept.
         """
         x = views[0]
-        ids = self.sample(x, noise)
+        ids = self.sample(x, noise, None if noise is not None else self.draws(step, len(x)))
         latent = self.encode(x, ids)
         tokens = self.decode(latent, ids)
         loss = self.loss(x, tokens, ids_removed(ids))
@@ -164,8 +165,6 @@ class MAE(nn.Module):
     def sample(self, x, noise=None, generator=None):
         """Which patches each image keeps."""
         L, config = self.side**2, self.config
-        if noise is None and generator is None and config.sampling == "random":
-            noise = torch.rand(len(x), L, device=x.device)
         return sslops.sample_mask(len(x), L, config.mask_ratio, noise=noise, generator=generator,
                                   device=x.device, strategy=config.sampling)  # fmt: skip
 

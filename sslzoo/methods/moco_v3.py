@@ -134,11 +134,20 @@ class MoCoV3(nn.Module):
 
         Its momentum update is that of `after_step`, between two steps.
         """
+        return self.contrast(self.embed(views, step), step)
+
+    def embed(self, views, step):
+        """Features h and queries q of both views, and their keys k."""
         x1, x2 = views
         h1, q1 = self.encode_queries(x1)
         h2, q2 = self.encode_queries(x2)
         k1, k2 = self.encode_keys(x1), self.encode_keys(x2)
+        return {"q1": q1, "q2": q2, "k1": k1, "k2": k2, "h": torch.cat([h1, h2]).detach()}
 
+    def contrast(self, embeddings, step):
+        """The loss of all pairs: of a batch, or of several that accumulation put together."""
+        q1, q2, k1, k2, h = (embeddings[name] for name in ("q1", "q2", "k1", "k2", "h"))
+        k1, k2 = k1.detach(), k2.detach()
         # ctr(q1, k2) + ctr(q2, k1), each times 2τ, as one call with a leading size of 2.
         loss, stats = sslops.info_nce(
             torch.stack([q1, q2]), torch.stack([k2, k1]), temperature=self.temperature,
@@ -148,7 +157,7 @@ class MoCoV3(nn.Module):
             "loss": 2 * (2 * self.temperature * loss),
             "contrastive_top1": (stats.positive_rank < 1).float().mean(),
             "positive_cosine": stats.positive_logit.mean() * self.temperature,
-            "features": torch.cat([h1, h2]).detach(),
+            "features": h.detach(),
         }
 
     def encode_queries(self, x):

@@ -102,11 +102,18 @@ class SimCLR(nn.Module):
 
     def forward(self, views, step):
         """Algorithm 1 for a batch of N images; views: two tensors [N, C, H, W]."""
+        return self.contrast(self.embed(views, step), step)
+
+    def embed(self, views, step):
+        """Representations h and embeddings z of both views."""
         x = torch.cat(views)  # one forward, so that batch norm sees both views
         h = self.backbone(x)
-        z = self.projector(h)
+        z0, z1 = self.projector(h).chunk(2)
+        return {"z0": z0, "z1": z1, "h": h.detach()}
 
-        z0, z1 = z.chunk(2)
+    def contrast(self, embeddings, step):
+        """The loss of all pairs: of a batch, or of several that accumulation put together."""
+        z0, z1, h = (embeddings[name] for name in ("z0", "z1", "h"))
         # The paper's mean over 2N rows; its code sums both directions and returns twice this.
         loss, stats = sslops.nt_xent(
             z0, z1, self.temperature, group=default_group(), return_stats=True
@@ -116,7 +123,7 @@ class SimCLR(nn.Module):
             "contrastive_top1": (stats.positive_rank < 1).float().mean(),
             "contrastive_top5": (stats.positive_rank < 5).float().mean(),
             "features": h.detach(),
-            "z": z.detach(),
+            "z": torch.cat([z0, z1]).detach(),
         }
 
     def meters(self, outputs):

@@ -1,0 +1,186 @@
+"""Mutated files and random command lines give results or the documented errors, nothing else."""
+
+import contextlib
+import io
+from argparse import ArgumentError
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from sslzoo import cli, options, registry
+from sslzoo.backbones import build
+from sslzoo.data import DataError, open_data
+from sslzoo.run_folder import RunFolder, RunFolderError, load_backbone, load_options
+
+QUICK = settings(max_examples=120, deadline=None, derandomize=True,
+                 phases=[Phase.explicit, Phase.generate],
+                 suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+ABOUT = {"method": "simclr", "data": "digits", "kind": "images", "backbone": "convnet4",
+         "backbone_options": {}, "image_size": 8, "channels": 1, "mean": [0.5],
+         "std": [0.5]}  # fmt: skip
+
+# Where (as a share of the file), and what stands there instead; and where the file ends.
+MUTATIONS = st.tuples(
+    st.lists(st.tuples(st.floats(0, 0.999999), st.binary(min_size=1, max_size=4)), max_size=4),
+    st.one_of(st.just(1.0), st.floats(0, 1)),
+)
+
+
+def mutate(content, mutations):
+    changes, end = mutations
+    content = bytearray(content)
+    for place, new in changes:
+        start = int(place * len(content))
+        content[start : start + len(new)] = new
+    return bytes(content[: int(end * len(content))])
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A checkpoint and a backbone.safetensors of few bytes that are not weights."""
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    backbone = build("convnet4", image_size=8, channels=1)
+    method = nn.ModuleDict({"backbone": backbone})
+    run.save_checkpoint({"step": 1, "method": method.state_dict(), "about": ABOUT,
+                         "options": {"seed": 0}})  # fmt: skip
+    run.save_backbone(backbone, ABOUT)
+    return run.path
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "backbone.safetensors"])
+@pytest.mark.parametrize("part", ["all", "start", "end"])
+def test_mutated_weights(run_folder, tmp_path, name, part):
+    """The structure of these files lies at their ends, which are mutated on their own too."""
+    content = (run_folder / name).read_bytes()
+    cut = {"all": (0, None), "start": (0, 4000), "end": (-6000, None)}[part]
+    file = tmp_path / name
+
+    @QUICK
+    @given(MUTATIONS)
+    def check(mutations):
+        middle = mutate(content[slice(*cut)], mutations)
+        before, after = {"all": (b"", b""), "start": (b"", content[4000:]),
+                         "end": (content[:-6000], b"")}[part]  # fmt: skip
+        file.write_bytes(before + middle + after)
+        try:
+            backbone, about = load_backbone(file)
+        except RunFolderError as error:
+            assert str(file) in str(error)
+        else:
+            assert isinstance(backbone, nn.Module) and about["backbone"]
+
+    check()
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-9, 99), st.text(max_size=5),
+              st.just(torch.zeros(2))),
+    lambda inner: st.one_of(st.lists(inner, max_size=3),
+                            st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@QUICK
+@given(st.sampled_from(["step", "method", "about", *ABOUT]), VALUES, st.booleans())
+def test_checkpoints_with_other_content(tmp_path, run_folder, key, value, is_missing):
+    state = torch.load(run_folder / "checkpoint.pt", weights_only=True)
+    holder = state["about"] if key in ABOUT else state
+    holder[key] = value
+    if is_missing:
+        del holder[key]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with contextlib.suppress(RunFolderError):
+        load_backbone(tmp_path / "checkpoint.pt")
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    """The bytes of a file with six images and their labels."""
+    cells = []
+    for i in range(6):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8 + i % 2, 8), (40 * i, 9, 0)).save(buffer, "png")
+        cells.append({"bytes": buffer.getvalue(), "path": None})
+    file = tmp_path_factory.mktemp("parquet") / "x.parquet"
+    pq.write_table(pa.table({"image": cells, "label": list(range(6))}), file)
+    return file.read_bytes()
+
+
+@settings(QUICK, max_examples=300)
+@given(MUTATIONS)
+def test_mutated_parquet_files(tmp_path, parquet, mutations):
+    file = tmp_path / "x.parquet"
+    file.write_bytes(mutate(parquet, mutations))
+    try:
+        data = open_data(file)
+        images = [data.load(index) for index in range(len(data))]
+    except DataError:
+        return
+    assert all(image.dtype == torch.uint8 and image.ndim == 3 for image in images)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
+def test_a_parquet_cell_cannot_name_a_file_outside(tmp_path, path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    cell = [{"bytes": None, "path": path}]
+    pq.write_table(pa.table({"image": cell}), folder / "x.parquet")
+    with pytest.raises(DataError, match="outside of"):
+        open_data(folder / "x.parquet")
+
+
+USER_ERRORS = (ArgumentError, ValueError, OSError)
+
+
+@settings(QUICK, max_examples=60)
+@given(MUTATIONS)
+def test_mutated_configurations(tmp_path, mutations):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(mutate(registry.recipe("simclr_digits").read_bytes(), mutations))
+    for read in (load_options, lambda folder: options.parse_pretrain(["--config", str(file)])):
+        try:
+            read(tmp_path)
+        except USER_ERRORS as error:
+            assert str(error)
+
+
+def test_a_configuration_cannot_run_code(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"method: simclr\nseed: !!python/object/apply:os.mkdir ['{tmp_path}/ran']\n")
+    for read in (load_options, lambda folder: options.parse_pretrain(["--config", str(file)])):
+        with pytest.raises(USER_ERRORS):
+            read(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+WORDS = st.one_of(
+    st.sampled_from(["list", "pretrain", "methods", "simclr", "mae", "--epochs", "--epochs=3",
+                     "--data", "digits", "--config", "--resume", "--resume=x", "--betas", "[0,1]",
+                     "--out", "--print_config", "--help", "-h", "--", "-1", "nan", "--download",
+                     "--temperature=0", "--batch_size", "--config=simclr_digits"]),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
+)  # fmt: skip
+
+
+@settings(QUICK, max_examples=250)
+@given(st.sampled_from(["list", "pretrain", "import", "export", "evaluate", "nothing"]),
+       st.lists(WORDS, max_size=5))  # fmt: skip
+def test_random_command_lines(monkeypatch, capsys, tmp_path, command, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "pretrain", lambda chosen: None)  # what was understood is not trained
+    try:
+        code = cli.main([command, *words])
+    except SystemExit as end:  # --help and --print_config of jsonargparse
+        code = end.code
+    assert code in (0, 2)
+    if code == 2:
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("sslzoo: error:")

@@ -1,0 +1,159 @@
+"""Several processes train the model that one trains, and find one another under SLURM."""
+
+import copy
+
+import forks
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from torch import nn
+
+from sslzoo import registry
+from sslzoo.processes import first_host, slurm_variables
+from sslzoo.run_folder import RunFolder
+from sslzoo.synced_batch_norm import sync_batch_norm
+from sslzoo.training import set_up, train
+from sslzoo.training_config import TrainingConfig
+
+# In float64: ReLU and the batch norm of nearly constant channels make a rounding error of float32
+# in SimCLR a thousand times larger within 20 steps (measured: as much by weights that differ by
+# 1e-7 on one process). MoCo's batch norm is by design that of each process: an encoder without.
+METHODS = {
+    "simclr": (dict(), dict(backbone="convnet4", image_size=16)),
+    "moco": (dict(queue_size=64, bn_splits=1), dict(backbone="vit_micro_p4")),
+    "mae": (dict(decoder_width=32, decoder_depth=1, decoder_heads=2),
+            dict(backbone="vit_micro_p4")),
+    "dino": (dict(prototypes=64, head_hidden=32, head_bottleneck=16, drop_path=0.0, local_crops=2),
+             dict(backbone="vit_micro_p4")),
+}  # fmt: skip
+OPTIONS = dict(image_size=8, epochs=5, batch_size=8, warmup_epochs=0, log_every=20,
+               optimizer="sgd", base_lr=0.3, checkpoint_every=20, device="cpu")  # fmt: skip
+
+TOLERANCE = 1e-7
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(32):
+        smooth = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+        smooth.resize((16, 16), Image.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+def prepare(name, images, out):
+    method, training = METHODS[name]
+    config = TrainingConfig(**(OPTIONS | training | dict(data=str(images), out=str(out))))
+    setup = set_up(name, registry.method(name).Config(**method), config)
+    forward = setup.method.double().forward
+    setup.method.forward = lambda views, step: forward([view.double() for view in views], step)
+    return setup
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights_only():
+    """No pictures, which take longer than the 20 steps, and are of float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslzoo.watch.Watch.finish", lambda self: None)
+        yield
+
+
+def learned(folder):
+    return RunFolder(folder).load_checkpoint()["method"]
+
+
+def difference(one, other):
+    """The largest difference of two state dicts."""
+    assert one.keys() == other.keys() and len(one) > 20
+    return max((one[n].double() - other[n].double()).abs().max().item() for n in one)
+
+
+@pytest.fixture(scope="module")
+def alone(images, tmp_path_factory):
+    """What one process learned, by method."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    folder = tmp_path_factory.mktemp("alone")
+    found = {}
+    for name in METHODS:
+        setup = prepare(name, images, folder / name)
+        before = copy.deepcopy(setup.method.state_dict())
+        train(setup)
+        found[name] = learned(setup.run.path)
+        assert difference(before, found[name]) > 100 * TOLERANCE
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_train_to_the_weights_of_one(images, tmp_path, alone, name, world):
+    assert forks.run(world, lambda rank: train(prepare(name, images, tmp_path))) == [0] * world
+    assert difference(alone[name], learned(tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_synced_batch_norm_is_that_of_all_samples(kind):
+    """Values, running statistics and gradients of 3 processes with 2, 3 and 4 samples."""
+    shape = (9, 5) if kind is nn.BatchNorm1d else (9, 5, 3, 2)
+    x = torch.randn(shape, dtype=torch.float64) * 3 + 7
+    target = torch.randn(shape, dtype=torch.float64)
+    norm = kind(5).double()
+    nn.init.normal_(norm.weight)
+    wanted = outcome(copy.deepcopy(norm), x, target)
+
+    def check(rank):
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=3)
+        part = slice(*[(0, 2), (2, 5), (5, 9)][rank])
+        synced = sync_batch_norm(copy.deepcopy(norm), torch.device("cpu"))
+        y, dx, dw, db, mean, var = outcome(synced, x[part], target[part])
+        for sums in (dw, db):
+            torch.distributed.all_reduce(sums)
+        for one, other in zip((y, dx), wanted[:2], strict=True):
+            torch.testing.assert_close(one, other[part], rtol=1e-9, atol=1e-9)
+        for one, other in zip((dw, db, mean, var), wanted[2:], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+    assert forks.run(3, check) == [0] * 3
+
+
+def outcome(norm, x, target):
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    (y * target).sum().backward()
+    return (y.detach(), x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean,
+            norm.running_var)  # fmt: skip
+
+
+def test_a_batch_norm_that_cannot_be_synced_is_named():
+    with pytest.raises(ValueError, match="1 is a BatchNorm2d of a kind that several processes"):
+        sync_batch_norm(
+            nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2, momentum=None)), torch.device("cpu")
+        )
+
+
+# SLURM
+
+STEP = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": "gpu[07-08],cpu3", "SLURM_JOB_ID": "10123"}  # fmt: skip
+
+
+def test_srun_s_variables_become_torchrun_s():
+    assert slurm_variables(STEP) == {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1",
+                                     "MASTER_ADDR": "gpu07", "MASTER_PORT": "20123"}  # fmt: skip
+    own = slurm_variables(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "5"})
+    assert own["MASTER_ADDR"] == "10.0.0.1" and own["MASTER_PORT"] == "5"
+
+
+@pytest.mark.parametrize("environment", [{}, STEP | {"RANK": "0"},
+                                         STEP | {"SLURM_STEP_NUM_TASKS": "1"}])  # fmt: skip
+def test_nothing_is_translated_where_srun_did_not_start_several(environment):
+    assert slurm_variables(environment) == {}
+
+
+@pytest.mark.parametrize("nodes, first", [("a1", "a1"), ("gpu[3,5-9]", "gpu3"), ("x,y", "x"),
+                                          ("n-[001-002]-ib", "n-001-ib")])  # fmt: skip
+def test_the_first_node_of_slurm_s_lists(nodes, first):
+    assert first_host(nodes) == first
