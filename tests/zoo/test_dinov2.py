@@ -393,4 +393,4 @@ def test_wrong_options_are_named(wrong):
 
 
 def test_the_recipes_name_the_method():
-    assert {"dinov2_cifar10", "dinov2_imagenet"} <= set(registry.recipes())
+    assert {"dinov2_cifar10", "dinov2_imagenet", "dinov2_small"} <= set(registry.recipes())
