@@ -98,6 +98,9 @@ TINY = {
     "key_queue": ["4x16x8"],
     "masking": ["2x16x8", "restore-2x16x8"],
     "color_attention": ["loss-1x12x20x16x4", "1x12x20x16x3"],
+    "dino_loss": ["4x2x3x40"],
+    "koleo": ["12x16"],
+    "sinkhorn_knopp": ["12x40"],
 }
 
 

@@ -12,15 +12,27 @@ import torch
 
 import sslops
 from benchmarks import floors, gate, measure, results, run, scaling, sweeps, tune
-from benchmarks.baselines import color_attention, info_nce, key_queue, masking, nt_xent
+from benchmarks.baselines import (
+    color_attention,
+    dino_loss,
+    info_nce,
+    key_queue,
+    koleo,
+    masking,
+    nt_xent,
+    sinkhorn_knopp,
+)
 from benchmarks.measure import Variant
 from benchmarks.peers import Peers, own_variant
 from sslops import tuning
 from sslops.ops.color_attention import cases as color_cases
+from sslops.ops.dino_loss import cases as dino_cases
 from sslops.ops.info_nce import cases as info_nce_cases
 from sslops.ops.key_queue import cases as queue_cases
+from sslops.ops.koleo import cases as koleo_cases
 from sslops.ops.masking import cases as masking_cases
 from sslops.ops.nt_xent import cases as nt_xent_cases
+from sslops.ops.sinkhorn_knopp import cases as sinkhorn_cases
 
 ROOT = Path(__file__).parents[1]
 GPU_SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -33,6 +45,12 @@ SMALL = {
     key_queue: [queue_cases.case_of("4x16x8")],
     masking: [masking_cases.case_of(s) for s in ("2x16x8", "restore-2x16x8")],
     color_attention: [color_cases.case_of(s) for s in ("loss-2x12x20x16x4", "1x12x20x16x3")],
+    dino_loss: [
+        dino_cases.case_of("4x2x3x40"),
+        dino_cases.Case("patches", 0, 1, 9, 40, weighted=True),
+    ],
+    koleo: [koleo_cases.case_of("12x16"), koleo_cases.Case("two crops", 9, 16, (2,))],
+    sinkhorn_knopp: [sinkhorn_cases.case_of("12x40")],
 }
 MEASURED = [(peers, case) for peers, cases in SMALL.items() for case in cases]
 
@@ -182,7 +200,7 @@ def test_ours_passes_the_gate_and_peers_compute_what_they_say(peers, case):
     peers.check(None, ours, variants[1], case, "cpu", torch.float32)
     if op in ("masking", "key_queue"):
         return  # their check compares with the published code already
-    tensors, _ = case.inputs()
+    tensors = peers.inputs(case, "cpu", torch.float32)
     expected = gate.values(ours.loss, tensors)
     for v in measure.able(variants[1:], tensors, "cpu"):
         if v.same_loss and not v.absent:

@@ -44,6 +44,11 @@ class Case:
     def logits(self):
         return max(self.S, 1) * self.N * self.K
 
+    @property
+    def D(self):
+        """Width of a row, as benchmarks call it."""
+        return self.K
+
     def floor(self, element_bytes=4):
         """The least that forward and backward must do: students read twice and written once."""
         teacher = self.T * self.N * self.K

@@ -22,6 +22,11 @@ class Case:
         logits = self.scale * torch.randn(self.B, self.K, generator=generator)
         return logits.to(device, dtype), (self.temperature, self.iterations)
 
+    @property
+    def D(self):
+        """Width of a row, as benchmarks call it."""
+        return self.K
+
     def floor(self, element_bytes=4):
         """One read of the logits per half-iteration and one write of the result."""
         size = self.B * self.K
