@@ -35,7 +35,9 @@ def augment(
         if p["solarize"]:
             x = torch.where(x >= 128 / 255, 1 - x, x)
         views.append(erase(normalize(x, mean, std), p["erase"]).to(dtype))
-    return torch.stack(views) if views else images.new_empty(0, images.shape[1], size, size).to(dtype)
+    return (
+        torch.stack(views) if views else images.new_empty(0, images.shape[1], size, size).to(dtype)
+    )
 
 
 def geometry(x, p, size, interpolation):
