@@ -45,6 +45,8 @@ def draw_parameters(spec, seed, epoch, indices, view, height, width):
         >>> bool((both["crop"][1] == alone["crop"][0]).all())
         True
     """
+    if spec.posterize or spec.erase:
+        raise ValueError("posterize and erase are steps of sslops.augment, not of these views")
     uniform = Uniform(stream_keys(seed, epoch, view, np.asarray(indices)))
     parameters = {
         "crop": draw_boxes(spec, uniform, height, width),

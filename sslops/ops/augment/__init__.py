@@ -46,7 +46,7 @@ def augment(
 
     With a crop and a flip alone a view equals, in torchvision's functions,
 
-        normalize(horizontal_flip(resized_crop(image / 255, *crop, size, antialias=True)), mean, std)
+        normalize(hflip(resized_crop(image / 255, *crop, size, antialias=True)), mean, std)
 
     Args:
         images: uint8 [B, C, H, W], C = 1 or 3.
