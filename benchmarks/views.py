@@ -14,8 +14,8 @@ from torchvision.transforms import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout that is not installed
 
-import sslops  # noqa: E402
-from sslops.ops.augment.cases import MEASURED  # noqa: E402
+import sslops
+from sslops.ops.augment.cases import MEASURED
 
 ROUNDS = 7
 VIEWS_OF_TORCHVISION = 256 * 32**2  # pixels of a round, about a tenth of a second
