@@ -68,7 +68,7 @@ struct Taps {
     weights.assign(K * S, 0.0f);
     for (int64_t i = 0; i < S; ++i) {
       const double centre = scale * (i + 0.5);
-      const auto low = static_cast<int64_t>(std::max(std::floor(centre - reach + 0.5), 0.0));
+      const auto low = std::max<int64_t>(static_cast<int64_t>(std::floor(centre - reach + 0.5)), 0);
       const auto high = std::min<int64_t>(static_cast<int64_t>(centre + reach + 0.5), length);
       const int64_t x = mirrored ? S - 1 - i : i;
       double sum = 0;
@@ -121,8 +121,7 @@ class View {
     for (int64_t c = 0; c < a_.C; ++c) {
       line_.assign(w + columns_.K, 0.0f);
       for (int64_t y = 0; y < a_.S; ++y) {
-        if (begin < end)
-          add_rows(image + c * a_.stride_c + begin, top, y, begin - left, end - begin);
+        if (begin < end) add_rows(image + c * a_.stride_c + begin, top, y, begin - left, end - begin);
         kernels_.gather_taps(line_.data(), columns_.start.data(), columns_.weights.data(),
                              columns_.K, a_.S, plane(c) + y * a_.S);
       }
@@ -176,8 +175,9 @@ class View {
     if (operation == kBrightness) return kernels_.blend(planes_.data(), a_.C * area_, factor, 0);
     if (operation == kContrast)
       return kernels_.blend(planes_.data(), a_.C * area_, factor, (1 - factor) * mean_grey());
-    if (a_.C == 1) return;  // a grey image has neither saturation nor hue
-    if (operation == kSaturation) {
+    if (a_.C == 1) {
+      if (operation == kSaturation) kernels_.blend(plane(0), area_, 1, 0);
+    } else if (operation == kSaturation) {
       kernels_.saturate(plane(0), plane(1), plane(2), area_, factor);
     } else {
       kernels_.turn_hue(plane(0), plane(1), plane(2), area_, factor);
@@ -188,8 +188,7 @@ class View {
     double sum = 0;
     for (int64_t c = 0; c < a_.C; ++c) {
       const double weight = a_.C == 1 ? 1.0 : kGrey[c];
-      for (int64_t y = 0; y < a_.S; ++y)
-        sum += weight * kernels_.plane_sum(plane(c) + y * a_.S, a_.S);
+      for (int64_t y = 0; y < a_.S; ++y) sum += weight * kernels_.plane_sum(plane(c) + y * a_.S, a_.S);
     }
     return static_cast<float>(sum / area_);
   }
@@ -205,8 +204,7 @@ class View {
     std::vector<double> half(radius + 1);
     double sum = 0;
     for (int64_t d = 0; d <= radius; ++d) {
-      const double ratio = d / static_cast<double>(sigma);
-      half[d] = std::exp(-0.5 * ratio * ratio);
+      half[d] = std::exp(-0.5 * (d / static_cast<double>(sigma)) * (d / static_cast<double>(sigma)));
       sum += (d ? 2 : 1) * half[d];
     }
     while (radius > 0 && half[radius] < kLeastTap) --radius;
@@ -250,9 +248,7 @@ class View {
   }
 
   void erase(float* out, const float* box) const {
-    const auto inside = [&](float x) {
-      return static_cast<int64_t>(std::clamp(x, 0.0f, static_cast<float>(a_.S)));
-    };
+    const auto inside = [&](float x) { return static_cast<int64_t>(std::clamp(x, 0.0f, float(a_.S))); };
     const int64_t begin = inside(box[1]), end = inside(box[1] + box[3]);
     for (int64_t y = inside(box[0]); y < inside(box[0] + box[2]); ++y)
       if (begin < end) std::fill(out + y * a_.S + begin, out + y * a_.S + end, 0.0f);
