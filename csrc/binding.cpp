@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "binding.h"
+#include "cpu/augment.h"
 #include "cpu/color_attention.h"
 #include "cpu/dino_loss.h"
 #include "cpu/instruction_set.h"
@@ -56,6 +57,7 @@ PYBIND11_MODULE(_C, m) {
   def_cpu(m, "cpu_gather_patches", cpu::gather_patches);
   def_cpu(m, "cpu_scatter_patches", cpu::scatter_patches);
   def_cpu(m, "cpu_enqueue", cpu::enqueue);
+  def_cpu(m, "cpu_augment", cpu::augment);
   m.def("select_instruction_set", sslops::select_instruction_set);
   m.def("color_softmax", from_python(sslops::color_softmax));
   m.def("color_softmax_backward", from_python(sslops::color_softmax_backward));

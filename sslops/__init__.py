@@ -1,6 +1,7 @@
 """Operations of self-supervised learning: fast, lean in memory, right at any world size."""
 
 from sslops.counter_generator import CounterGenerator
+from sslops.ops.augment import ViewSpec, augment, sample_parameters
 from sslops.ops.color_attention import color_attention, color_attention_loss
 from sslops.ops.dino_loss import dino_loss, updated_center
 from sslops.ops.info_nce import InfoNCEStats, info_nce
@@ -24,6 +25,8 @@ __all__ = [
     "InfoNCEStats",
     "KeyQueue",
     "MaskIds",
+    "ViewSpec",
+    "augment",
     "backends",
     "color_attention",
     "color_attention_loss",
@@ -36,6 +39,7 @@ __all__ = [
     "random_masking",
     "restore_tokens",
     "sample_mask",
+    "sample_parameters",
     "sinkhorn_knopp",
     "updated_center",
 ]

@@ -183,6 +183,10 @@ SIGNATURES = {
     "updated_center": "(center, teacher_logits, momentum=0.9, *, group=None)",
     "sinkhorn_knopp": "(logits, temperature, iterations=3, *, group=None, backend=None)",
     "koleo": "(features, *, reduction='mean', group=None, backend=None)",
+    "augment": "(images, parameters, size, *, mean=(0.485, 0.456, 0.406), "
+    "std=(0.229, 0.224, 0.225), dtype=torch.float32, interpolation='bilinear', "
+    "grayscale_first=False, blur_kernel=0, backend=None)",
+    "sample_parameters": "(spec, seed, epoch, index, view=0, *, height, width)",
     "compat.NTXentLoss": "(temperature=0.5, memory_bank_size=0, gather_distributed=False)",
     "compat.ClipLoss": "(local_loss=False, gather_with_grad=False, cache_labels=False, rank=0, "
     "world_size=1)",

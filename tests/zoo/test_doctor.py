@@ -13,7 +13,13 @@ from sslzoo.cli import main
 
 
 def test_every_op_is_in_the_self_test():
-    called_by_others = {"random_masking", "gather_tokens", "restore_tokens", "enqueue_"}
+    called_by_others = {
+        "random_masking",
+        "gather_tokens",
+        "restore_tokens",
+        "enqueue_",
+        "augment",
+    }  # random views: tests alone compare them
     across_ranks = {"block_statistics", "block_gradients"}  # sslops.verify tests these
     assert set(registry.OPS) == (set(CALLS) - {"masking", "key_queue"}) | called_by_others | (
         across_ranks)  # fmt: skip
