@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import soundfile
 import torch
 
-from sslzoo.data.folder import class_folders, split_folders
+from sslzoo.data.folder import Files, class_folders, split_folders
 from sslzoo.data.image_data import Chained, DataError, MissingSplit, Picked, check_split
 from sslzoo.data.parquet import class_names, is_parquet, label_tensor, split_files
 
@@ -97,21 +97,11 @@ class Waves:
         return f"{zlib.crc32(self.waves[index].numpy())}"
 
 
-class SoundFiles:
+class SoundFiles(Files):
     """WAV and FLAC files as a source."""
-
-    def __init__(self, paths):
-        self.paths = paths
-
-    def __len__(self):
-        return len(self.paths)
 
     def read(self, index):
         return decode(self.paths[index], self.paths[index])
-
-    def key(self, index):
-        path = self.paths[index]
-        return f"{path.parent.name}/{path.name} {path.stat().st_size}"
 
 
 class EncodedSounds:

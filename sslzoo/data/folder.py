@@ -12,8 +12,8 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif",
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 
 
-class ImageFiles:
-    """Image files as a source of images."""
+class Files:
+    """Files as a source of samples; what reads one is `read`."""
 
     def __init__(self, paths):
         self.paths = paths
@@ -21,12 +21,16 @@ class ImageFiles:
     def __len__(self):
         return len(self.paths)
 
-    def read(self, index):
-        return decode(self.paths[index], self.paths[index])
-
     def key(self, index):
         path = self.paths[index]
         return f"{path.parent.name}/{path.name} {path.stat().st_size}"
+
+
+class ImageFiles(Files):
+    """Image files as a source of images."""
+
+    def read(self, index):
+        return decode(self.paths[index], self.paths[index])
 
 
 def open_folder(path, split="train", *, memory_limit_mib=1024, max_unreadable=0, **_):

@@ -1,21 +1,17 @@
 """MoCo v1 and v2 against the specification: queue, momentum, heads, views, both directions."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from two_processes import assert_both_say_equal
 
 import sslops
 from sslzoo.methods import moco
 from sslzoo.methods.moco import Config, MoCo
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = dict(queue_size=16, key_momentum=0.9, temperature=0.2, bn_splits=1, head_features=6)
 
 
@@ -340,13 +336,4 @@ print("equal")
 
 
 def test_two_processes_have_weights_and_queue_of_one(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    answer = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         str(script)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    assert answer.stdout.count("equal") == 2
+    assert_both_say_equal(TWO_PROCESSES, tmp_path)

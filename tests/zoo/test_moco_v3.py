@@ -1,22 +1,17 @@
 """MoCo v3 against the specification: loss, momentum, frozen patches, positions, heads, views."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from two_processes import assert_both_say_equal
 
 from sslzoo import backbones, optimizers
 from sslzoo.methods import moco_v3
 from sslzoo.methods.moco_v3 import Config, MoCoV3
 from sslzoo.vit_setup import sincos_positions
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Linear(nn.Module):
@@ -290,13 +285,4 @@ print("equal")
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    answer = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         str(script)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    assert answer.stdout.count("equal") == 2
+    assert_both_say_equal(TWO_PROCESSES, tmp_path)

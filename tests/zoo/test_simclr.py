@@ -1,20 +1,15 @@
 """SimCLR against the specification: hand-worked losses, the head of the paper, the two views."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from two_processes import assert_both_say_equal
 
 from sslzoo.methods import simclr
 from sslzoo.methods.simclr import Config, SimCLR
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Features(nn.Module):
@@ -232,13 +227,4 @@ print("equal")
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    answer = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         str(script)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    assert answer.stdout.count("equal") == 2
+    assert_both_say_equal(TWO_PROCESSES, tmp_path)
