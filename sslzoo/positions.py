@@ -4,25 +4,26 @@ import torch
 import torch.nn.functional as F
 
 
-def sincos_positions(side, width, *, class_token=True):
-    """A table of fixed positions of side x side patches: half of the width tells x, half y.
+def sincos_positions(rows, columns, width, *, class_token=True, row_first=False):
+    """A table of fixed positions of a grid: half of the width tells the column, half the row.
 
     Each half is [sin(t w_k), cos(t w_k)] with w_k = 10000^(-k / (width / 4)). Patches go row by
     row; the class token in front of them has position 0.
 
     Args:
-        side: patches along one side of the image.
+        rows, columns: patches along the sides of the image.
         width: of a token, a multiple of 4.
         class_token: whether a row of zeros comes first.
+        row_first: the first half tells the row, as in MoCo v3; in MAE it tells the column.
 
     Returns:
-        float32 [1, class_token + side * side, width].
+        float32 [1, class_token + rows * columns, width].
 
     Source:
-        The official code of MAE and MoCo v3; in float64 until the end, as there.
+        The official code of MAE and of MoCo v3; in float64 until the end, as there.
 
     Example:
-        >>> sincos_positions(2, 4)[0].round(decimals=2)  # sin x, cos x, sin y, cos y
+        >>> sincos_positions(2, 2, 4)[0].round(decimals=2)  # sin x, cos x, sin y, cos y
         tensor([[0.0000, 0.0000, 0.0000, 0.0000],
                 [0.0000, 1.0000, 0.0000, 1.0000],
                 [0.8400, 0.5400, 0.0000, 1.0000],
@@ -32,8 +33,9 @@ def sincos_positions(side, width, *, class_token=True):
     if width % 4:
         raise ValueError(f"sine-cosine positions need a width that is a multiple of 4; got {width}")
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    y, x = torch.meshgrid(*[torch.arange(side, dtype=torch.float64)] * 2, indexing="ij")
-    angles = [coordinate.reshape(-1, 1) * omega for coordinate in (x, y)]
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    places = (y, x) if row_first else (x, y)
+    angles = [place.reshape(-1, 1) * omega for place in places]
     table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], 1)
     if class_token:
         table = torch.cat([torch.zeros(1, width, dtype=torch.float64), table])

@@ -119,11 +119,12 @@ class MAE(nn.Module):
         check_count(self.side**2, config.mask_ratio)
 
         backbone.pos_embed.requires_grad_(False)
-        backbone.pos_embed.data.copy_(sincos_positions(self.side, D))
+        backbone.pos_embed.data.copy_(sincos_positions(self.side, self.side, D))
         if config.mask_token_in_encoder:
             self.encoder_mask_token = nn.Parameter(torch.zeros(1, 1, D))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, Dd))
-        self.decoder_pos_embed = nn.Parameter(sincos_positions(self.side, Dd), requires_grad=False)
+        positions = sincos_positions(self.side, self.side, Dd)
+        self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
         self.decoder_embed = nn.Linear(D, Dd)
         norm = functools.partial(nn.LayerNorm, eps=1e-6)
         self.decoder_blocks = nn.Sequential(*(

@@ -80,7 +80,7 @@ def test_positions_of_another_resolution_are_interpolated():
 
 
 def test_positions_hold_x_in_the_first_half_of_the_width():
-    table = sincos_positions(3, 8)[0].double()
+    table = sincos_positions(3, 3, 8)[0].double()
     assert table.shape == (10, 8) and not table[0].any()
     for patch in range(9):
         y, x = divmod(patch, 3)

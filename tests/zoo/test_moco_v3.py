@@ -11,7 +11,7 @@ from two_processes import assert_both_say_equal
 from sslzoo import backbones, optimizers
 from sslzoo.methods import moco_v3
 from sslzoo.methods.moco_v3 import Config, MoCoV3
-from sslzoo.vit_setup import sincos_positions
+from sslzoo.positions import sincos_positions
 
 
 class Linear(nn.Module):
@@ -150,7 +150,7 @@ def test_patches_learn_where_they_are_not_frozen():
 
 def test_positions_follow_the_official_mesh():
     """The first half is the row, which its meshgrid calls width; the table is shaped row by row."""
-    table = sincos_positions(3, 5, 16).double()
+    table = sincos_positions(3, 5, 16, class_token=False, row_first=True)[0].double()
     for row in range(3):
         for column in range(5):
             frequency = [10000 ** (-i / 4) for i in range(4)]
