@@ -198,7 +198,11 @@ class MadeByWorkers:
 def workers_named():
     """Inside, the death of a worker, which torch may report at any line, is a DataError."""
     try:
-        yield
+        try:
+            yield
+        except ConnectionError:
+            time.sleep(1)  # its pipe closes first: torch's report would come when we have left
+            raise
     except (RuntimeError, ConnectionError) as error:
         if "DataLoader worker" not in str(error) and not isinstance(error, ConnectionError):
             raise
