@@ -31,10 +31,11 @@ def signature(kernel, dtype, learned, constants):
     """The Triton type of every argument, from its name."""
     rows = {f"{name}_ptr" for name in ("q", "p", "k", "x", "y", "z", "dq", "dp", "dx", "dy",
                                        "x_copy", "y_copy", "z_copy", "student", "teacher",
-                                       "gradient", "logit")}  # fmt: skip
+                                       "gradient", "logit", "view")}  # fmt: skip
     number = "*fp32" if learned else "fp32"
     types = {"temperature": number, "student_temperature": number, "teacher_temperature": number,
-             "factor": "fp32", "rank_ptr": "*i64", "index_ptr": "*i64"}  # fmt: skip
+             "factor": "fp32", "rank_ptr": "*i64", "index_ptr": "*i64", "image_ptr": "*u8",
+             **{f"{name}{c}": "fp32" for name in ("mean", "scale") for c in range(3)}}  # fmt: skip
     for name in kernel.arg_names:
         if name in constants:
             types[name] = "constexpr"

@@ -25,7 +25,7 @@ from sslops.ops.augment.spec import IMAGENET_MEAN, IMAGENET_STD, ViewSpec
 
 __all__ = ["ViewSpec", "augment", "sample_parameters"]
 
-_backends = registry.load("augment", "cpu", "chunked", "reference")
+_backends = registry.load("augment", "cpu", "triton", "chunked", "reference")
 DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
 

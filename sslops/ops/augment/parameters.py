@@ -34,11 +34,17 @@ def table_of(parameters, images):
         value = parameters.get(name)
         if value is None:
             neutral = (0.0, 0.0, float(H), float(W)) if name == "crop" else neutral
-            value = torch.tensor(neutral, device=images.device).expand(B, -1)
+            value = _rows(images, neutral)
         else:
             value = _checked(name, value, B, len(neutral)).to(images.device, non_blocking=True)
         columns.append(value.reshape(B, len(NEUTRAL[name])).float())
     return torch.cat(columns, 1)
+
+
+def _rows(like, values):
+    """The same values for every sample, made on the device: a copy would have to wait for it."""
+    columns = [like.new_full((like.shape[0],), v, dtype=torch.float32) for v in values]
+    return torch.stack(columns, 1)
 
 
 def _checked(name, value, batch, width):
@@ -97,10 +103,7 @@ def sample_parameters(spec, seed, epoch, index, view=0, *, height, width):
     """
     _check(seed, index, view)
     draw = _Draws(seed, epoch, index, view)
-    height, width = (
-        torch.as_tensor(side, dtype=torch.float32, device=index.device).expand(len(index))
-        for side in (height, width)
-    )
+    height, width = (_sides(side, index) for side in (height, width))
     drawn = {"crop": _crop(spec, draw, height, width), **_yes_or_no(spec, draw)}
     if spec.is_affine:
         drawn["affine"] = _affine(spec, draw)
@@ -116,6 +119,12 @@ def sample_parameters(spec, seed, epoch, index, view=0, *, height, width):
     if spec.erase:
         drawn["erase"] = _erase(spec, draw)
     return drawn
+
+
+def _sides(side, index):
+    if isinstance(side, torch.Tensor):
+        return side.to(index.device, torch.float32).expand(len(index))
+    return torch.full(index.shape, side, dtype=torch.float32, device=index.device)
 
 
 def _check(seed, index, view):
@@ -214,12 +223,10 @@ def affine_matrix(angle, shear, shift):
 
 def _colours(spec, draw):
     u = draw(9, "colours")
-    strength = torch.tensor([spec.brightness, spec.contrast, spec.saturation], device=u.device)
-    low = (1 - strength).clamp(min=0)
-    factors = _between(u[:, :3], low, 1 + strength)
-    hue = _between(u[:, 3:4], -spec.hue, spec.hue)
-    neutral = torch.tensor([1.0, 1.0, 1.0, 0.0], device=u.device)
-    factors = torch.where(u[:, 8:] < spec.jitter, torch.cat([factors, hue], 1), neutral)
+    bounds = [(max(0.0, 1 - s), 1 + s) for s in (spec.brightness, spec.contrast, spec.saturation)]
+    bounds.append((-spec.hue, spec.hue))
+    factors = torch.stack([_between(u[:, i], *bound) for i, bound in enumerate(bounds)], 1)
+    factors = torch.where(u[:, 8:] < spec.jitter, factors, _rows(u, NEUTRAL["factors"]))
     return {"factors": factors, "order": u[:, 4:8].argsort(dim=1, stable=True)}
 
 
