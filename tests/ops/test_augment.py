@@ -280,3 +280,15 @@ def test_the_cpu_refuses_impossible_crops():
 def test_its_cost_counts_every_byte_once():
     cases = importlib.import_module("sslops.ops.augment.cases")
     assert cases.case_of("2x10x20-4").bytes_moved() == 2 * 3 * (200 + 16 * 4)
+
+
+@pytest.mark.parametrize("backend", [b for b in ("cpu", "triton") if b in OP.backends])
+def test_operators_pass_opcheck(backend):
+    args, options = Case("", 2, 9, 11, 7, options=EVERYTHING).inputs()
+    table = sslops.ops.augment.parameters.table_of(args[1], args[0])
+    steps = [" ".join(args[1])] if backend == "triton" else []
+    operator = getattr(torch.ops.sslops, f"augment_{backend}").default
+    statistics = list(options["mean"]), list(options["std"])
+    torch.library.opcheck(
+        operator, (args[0], table, *steps, 7, *statistics, torch.float32, False, False, 3)
+    )
