@@ -85,8 +85,9 @@ def target_of(link, page, root):
 def uri_of(target, docs, root):
     """Where a file of the repository lies in the site."""
     if target.is_relative_to(docs):
-        return target.relative_to(docs).as_posix()
-    uri = f"{INSIDE}/{target.relative_to(root).as_posix()}"
+        uri = target.relative_to(docs).as_posix()
+    else:
+        uri = f"{INSIDE}/{target.relative_to(root).as_posix()}"
     return f"{uri}/index.md" if target.is_dir() else uri
 
 
