@@ -8,6 +8,7 @@ A page holds what is to be quoted between two comments; what is between them is 
     <!-- measured: amd-epyc, headlines -->                the other ops' headline cases
     <!-- measured: amd-epyc, overview -->                 a line for each case of the newest file
     <!-- measured: amd-epyc, steps -->                    whole training steps
+    <!-- measured: amd-epyc, views -->                    random views
     <!-- end -->
 
 The first word is the device: the name of its results files without the date.
@@ -70,6 +71,10 @@ def steps(content):
     return report.steps_table(content.get("steps", []))[1:]
 
 
+def views(content):
+    return report.views_table(content.get("views", []))
+
+
 # What the README shows beside NT-Xent.
 HEADLINES = [
     ("info_nce", "in-batch"),
@@ -103,13 +108,13 @@ def fastest(rows):
     return min(same, key=report.both_ms)
 
 
-WHOLE = {"headlines": headlines, "overview": overview, "steps": steps}
+WHOLE = {"headlines": headlines, "overview": overview, "steps": steps, "views": views}
 
 
 def source(content, op, case, path, page):
     """What the numbers depend on, and where they are written."""
     machine = content["machine"]
-    records = content.get("steps" if op == "steps" else "records", [])
+    records = content.get(op if op in ("steps", "views") else "records", [])
     commits = dict.fromkeys(r["commit"] for r in records if not case or r["case"] == case)
     cores = machine["cores"]
     link = f"[results file]({os.path.relpath(path, page.parent)})"
