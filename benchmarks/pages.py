@@ -11,9 +11,11 @@ A page holds what is to be quoted between two comments; what is between them is 
     <!-- measured: amd-epyc, views -->                    random views
     <!-- end -->
 
-The first word is the device: the name of its results files without the date.
+The first word is the device: the name of its results files without the date. A page in another
+language, such as README.zh-CN.md, gets the same numbers with the phrases of data/<language>.json.
 """
 
+import json
 import os
 import re
 import sys
@@ -25,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 from benchmarks import report, results  # noqa: E402
 
 FOLDER = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"<!-- measured: ([\w-]+), (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -34,7 +36,7 @@ def refreshed(text, page, folder=FOLDER):
 
     def block(match):
         device, what = match.groups()
-        found = quotation(device, what, page, folder)
+        found = translated(quotation(device, what, page, folder), page)
         return "\n".join([f"<!-- measured: {device}, {what} -->", *found, "<!-- end -->"])
 
     return BLOCK.sub(block, text)
@@ -52,6 +54,17 @@ def quotation(device, what, page, folder):
         if lines:
             return [source(content, op, case, path, page), "", *lines]
     return ["Not measured yet."]
+
+
+def translated(lines, page):
+    """Lines in the language of a page, README.zh-CN.md: the longest phrases first."""
+    language = page.stem.partition(".")[2]
+    if not language:
+        return lines
+    phrases = json.loads((ROOT / "benchmarks" / "data" / f"{language}.json").read_text())
+    for phrase in sorted(phrases, key=len, reverse=True):
+        lines = [line.replace(phrase, phrases[phrase]) for line in lines]
+    return lines
 
 
 def case_lines(content, op, case):
