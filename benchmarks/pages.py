@@ -127,7 +127,7 @@ WHOLE = {"headlines": headlines, "overview": overview, "steps": steps, "views": 
 def source(content, op, case, path, page):
     """What the numbers depend on, and where they are written."""
     machine = content["machine"]
-    records = content.get(op if op in ("steps", "views") else "records", [])
+    records = content.get(op if op in content else "records", [])
     commits = dict.fromkeys(r["commit"] for r in records if not case or r["case"] == case)
     cores = machine["cores"]
     link = f"[results file]({os.path.relpath(path, page.parent)})"

@@ -1,6 +1,6 @@
 """Images a second of SimCLR's views on one thread: torchvision on PIL images and sslops.augment.
 
-python benchmarks/views.py            --json writes the results file
+python benchmarks/views.py
 """
 
 import statistics
@@ -15,7 +15,6 @@ from torchvision.transforms import functional
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout that is not installed
 
 import sslops
-from benchmarks import measure, results
 from sslops.ops.augment.cases import MEASURED
 
 ROUNDS = 7
@@ -50,8 +49,8 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def measured(case):
-    """Images a second of both, medians of rounds in turn: two records."""
+def measure(case):
+    """Images a second of both, medians of rounds in turn."""
     images, transform = case.images(), pipeline(case.spec)
     count = max(8, VIEWS_OF_TORCHVISION // case.size**2)
     pictures = [functional.to_pil_image(image) for image in images[:count]]
@@ -60,16 +59,10 @@ def measured(case):
              for epoch in range(ROUNDS)]  # fmt: skip
     theirs, own = (1 / statistics.median(t) for t in zip(*times, strict=True))
     print(f"{case.name}: torchvision {theirs:.0f} images/s, sslops {own:.0f}, {own / theirs:.1f}x")
-    return [dict(case=case.name, by=by, images_per_second=rate)
-            for by, rate in (("sslops", own), ("torchvision on PIL images", theirs))]  # fmt: skip
-
-
-def main():
-    torch.set_num_threads(1)
-    records = [record for case in MEASURED for record in measured(case)]
-    if "--json" in sys.argv:
-        print(f"wrote {results.add(measure.machine('cpu'), 'views', records)}")
+    return {"sslops": own, "torchvision on PIL images": theirs}
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    for case in MEASURED:
+        measure(case)
