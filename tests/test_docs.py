@@ -83,7 +83,15 @@ OF_OPS = {
 }  # fmt: skip
 PARTS = {
     "ops": ["../pictures/", "## Limits", "README.md)", "<!-- measured:"],
-    "methods": ["    ", "sslzoo pretrain", "## Signs of failure", "## Deviations", "easured"],
+    "methods": [
+        "\n    ",
+        "sslzoo pretrain",
+        "## Configuration",
+        "easured",
+        "## Expected curve",
+        "## Signs of failure",
+        "## Deviations",
+    ],
     "evaluation": ["sslzoo evaluate", "(index.md#the-encoder-of-the-examples)", "Version"],
 }
 # Pages that show their command and output in another form.
@@ -228,6 +236,17 @@ def test_pictures_are_those_of_the_script(monkeypatch):
 
     drawn = draw.pictures()
     assert drawn == {path.name: path.read_text() for path in (DOCS / "pictures").glob("*.svg")}
+
+
+def test_methods_show_their_recipes_as_they_are(monkeypatch):
+    """Mended by: python docs/site/recipes.py"""
+    monkeypatch.setattr(sys, "path", [str(DOCS / "site"), *sys.path])
+    import recipes
+
+    for page in recipes.PAGES:
+        text = page.read_text()
+        assert recipes.refreshed(text) == text, page.name
+        assert page.name == "index.md" or recipes.BLOCK.search(text), page.name
 
 
 # The site
