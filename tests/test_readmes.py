@@ -51,15 +51,20 @@ def links(section):
     return sorted(set(re.findall(r"\]\(([^)\s]+)\)", section)) - {ENGLISH.name, CHINESE.name})
 
 
-def numbers(section):
-    """All figures of tables, prose and code, in their order."""
-    return NUMBER.findall(section)
-
-
-def numbers_in_context(section):
-    """Every figure with the line it stands in, for the message."""
-    return [f"{number}    in: {line.strip()[:90]}" for line in section.splitlines()
+def places(section):
+    """Every figure with the line it stands in."""
+    return [(number, line.strip()) for line in section.splitlines()
             for number in NUMBER.findall(line)]  # fmt: skip
+
+
+def differing_numbers(english, chinese):
+    """What stands in one and not in the other, each with its line."""
+    pairs = places(english), places(chinese)
+    match = difflib.SequenceMatcher(None, *([n for n, _ in p] for p in pairs), autojunk=False)
+    for kind, a, b, c, d in match.get_opcodes():
+        if kind != "equal":
+            yield from (f"README.md        {n}  in: {line}" for n, line in pairs[0][a:b])
+            yield from (f"README.zh-CN.md  {n}  in: {line}" for n, line in pairs[1][c:d])
 
 
 def difference(english, chinese):
@@ -90,20 +95,11 @@ def test_both_have_the_same(what):
 
 def test_both_have_the_same_numbers_in_the_same_order():
     for english, chinese in pairs():
-        if numbers(english) != numbers(chinese):
-            found = difference(numbers_in_context(english), numbers_in_context(chinese))
-            places = first_difference(numbers(english), numbers(chinese))
-            raise AssertionError(
-                f"numbers differ below {title(english)!r} / {title(chinese)!r}; {places}.\n"
-                f"Measured blocks of both are written by: python benchmarks/pages.py\n{found}"
-            )
-
-
-def first_difference(english, chinese):
-    for place, (a, b) in enumerate(zip(english, chinese, strict=False), start=1):
-        if a != b:
-            return f"the first at number {place}: {a} and {b}"
-    return f"README.md has {len(english)} numbers, README.zh-CN.md {len(chinese)}"
+        found = "\n".join(differing_numbers(english, chinese))
+        assert not found, (
+            f"numbers differ below {title(english)!r} / {title(chinese)!r}; measured blocks of both "
+            f"are written by `python benchmarks/pages.py`:\n{found}"
+        )
 
 
 def test_each_links_to_the_other():
@@ -112,7 +108,9 @@ def test_each_links_to_the_other():
 
 def test_a_changed_number_command_or_link_is_found():
     """The comparison sees what it is for."""
-    assert numbers("3.10 or 4, 2N x 2N") == ["3.10", "4", "2", "2"]
+    assert [n for n, _ in places("3.10 or 4, 2N x 2N")] == ["3.10", "4", "2", "2"]
+    assert [*differing_numbers("a 1\nb 2", "a 1\nb 3")] == [
+        "README.md        2  in: b 2", "README.zh-CN.md  3  in: b 3"]  # fmt: skip
     block = "```\nsslzoo list   # names\nsslops/    the ops\n```\n"
     assert [*commands(block)] == ["sslzoo list", "sslops/"]
     assert [*commands(block.replace("list", "lists"))] == ["sslzoo lists", "sslops/"]
