@@ -97,8 +97,8 @@ def test_both_have_the_same_numbers_in_the_same_order():
     for english, chinese in pairs():
         found = "\n".join(differing_numbers(english, chinese))
         assert not found, (
-            f"numbers differ below {title(english)!r} / {title(chinese)!r}; measured blocks of both "
-            f"are written by `python benchmarks/pages.py`:\n{found}"
+            f"numbers differ below {title(english)!r} / {title(chinese)!r}; measured blocks of "
+            f"both are written by `python benchmarks/pages.py`:\n{found}"
         )
 
 
