@@ -49,7 +49,7 @@ def view(image, spec, p):
     """One view float32 [C, size, size] of uint8 [C, H, W] with the parameters of one sample."""
     box, mode = p["crop"].int().tolist(), tv.InterpolationMode(spec.interpolation)
     x = tv.resized_crop(image / 255, *box, [spec.size] * 2, mode, antialias=True).clamp(0, 1)
-    if "flip" in p and p["flip"]:
+    if p.get("flip"):
         x = tv.horizontal_flip(x)
     if "affine" in p:
         x = affine(x, p["affine"])
@@ -61,7 +61,7 @@ def view(image, spec, p):
     if "blur_sigma" in p and p["blur_sigma"] > 0:
         kernel = [spec.blur_kernel or spec.size // 10 | 1] * 2
         x = tv.gaussian_blur(x, kernel, [float(p["blur_sigma"])] * 2)
-    if "solarize" in p and p["solarize"]:
+    if p.get("solarize"):
         x = tv.solarize(x, 128 / 255)
     x = tv.normalize(x, spec.mean, spec.std)
     return tv.erase(x, *p["erase"].int().tolist(), x.new_zeros(1)) if "erase" in p else x

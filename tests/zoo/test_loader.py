@@ -94,7 +94,9 @@ def test_a_worker_shares_the_images_in_memory():
 
 def test_torchvision_makes_the_same_batches_within_a_grey_level(folder):
     for data, spec in ((open_data(folder), COLOUR), (open_data("digits", "test"), GREY)):
-        ours, theirs = (collect(data, [spec], maker=maker)[0] for maker in ("sslops", "torchvision"))
+        ours, theirs = (
+            collect(data, [spec], maker=maker)[0] for maker in ("sslops", "torchvision")
+        )
         assert torch.equal(ours.indices, theirs.indices)
         error = (ours.views[0] - theirs.views[0]).abs() * max(spec.std)
         # Crops of files are whole grey levels, which contrast and brightness then spread.

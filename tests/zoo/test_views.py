@@ -25,8 +25,6 @@ SPECS = {
     "padded": ViewSpec(32, crop_padding=4, jitter=0, grayscale=0),
     "moved": ViewSpec(28, rotate=20, translate=0.1, shear=10, brightness=0.4, erase=0.5),
 }  # fmt: skip
-# Only what is drawn at a threshold or rounded may differ: these values jump by a whole step there.
-JUMPS = {"a local crop"}
 
 
 def photographs(count=24, height=40, width=36, channels=3, seed=0):
@@ -41,27 +39,27 @@ def draw(spec, images, seed=3, view=0):
     return sslops.sample_parameters(spec, seed, 1, index, view, height=H, width=W)
 
 
+def assert_alike(spec, images, drawn):
+    """Within a grey level; solarising makes a jump, so values at its threshold may differ more."""
+    error = (make_view(images, spec, drawn) - make_views(images, spec, drawn)).abs()
+    assert (error > LEVEL).double().mean() <= (2e-3 if spec.solarize else 0)
+
+
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_are_within_a_grey_level_of_torchvisions(name, channels):
     spec = replace(SPECS[name], mean=(0.0,) * channels, std=(1.0,) * channels)
     images = photographs(channels=channels)
-    drawn = draw(spec, images)
-    error = (make_view(images, spec, drawn) - make_views(images, spec, drawn)).abs()
-    jumps = error > LEVEL
-    assert jumps.double().mean() < (2e-3 if name in JUMPS else 1e-12)
+    assert_alike(spec, images, draw(spec, images))
 
 
 @pytest.mark.parametrize("recipe", registry.recipes())
 def test_every_recipe_s_views_are_torchvisions(recipe):
     """All views of the small recipes of images, drawn and made both ways."""
-    specs = image_specs(recipe)
     images = photographs(6, 32, 32)
-    for view, spec in enumerate(specs):
+    for view, spec in enumerate(image_specs(recipe)):
         spec = replace(spec, **AS_BYTES)
-        drawn = draw(spec, images, view=view)
-        error = (make_view(images, spec, drawn) - make_views(images, spec, drawn)).abs()
-        assert (error > LEVEL).double().mean() < 5e-3
+        assert_alike(spec, images, draw(spec, images, view=view))
 
 
 def image_specs(recipe):

@@ -9,8 +9,8 @@ from sslops.counter_generator import philox
 
 CROP_ATTEMPTS = 10
 # Purpose -> the blocks of four numbers that it takes; the order is that of their counters.
-BLOCKS = {"crop": CROP_ATTEMPTS // 2, "place": 1, "choices": 1, "affine": 1, "colours": 3, "blur": 1,
-          "posterize": 1, "erase": CROP_ATTEMPTS // 2 + 1}  # fmt: skip
+BLOCKS = {"crop": CROP_ATTEMPTS // 2, "place": 1, "choices": 1, "affine": 1, "colours": 3,
+          "blur": 1, "posterize": 1, "erase": CROP_ATTEMPTS // 2 + 1}  # fmt: skip
 STREAM = 0x41554700  # of the view numbered 0; masks of the same seed draw from low streams
 
 # Name of a step -> the values that leave a view as it is; the columns of the table in this order.
