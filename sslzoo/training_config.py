@@ -11,7 +11,7 @@ class TrainingConfig:
     """Options of every method."""
 
     data: str = "digits"
-    """Data set by name (see `sslzoo list data`), or a folder of images, or a Parquet file."""
+    """Data set by name (see `sslzoo list data`), or a folder of images, Parquet or tar files."""
     download: bool = False
     """Fetch a named data set where it is missing."""
     out: str = ""
