@@ -125,6 +125,7 @@ def make_loader(loader_class, data, views, config, accelerator):
         workers=config.workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        maker=config.views,
     )
     batches = config.epochs * loader.steps_per_epoch
     if batches < config.accumulate:
@@ -174,6 +175,8 @@ def train(setup, *, resume=False):
     trainer.unreadable.update({})
     with partners_named(setup.accelerator, setup.run.path), workers_named():
         trainer.fit()
+    for line in trainer.meters.summary():
+        setup.report.say(line)
     if setup.is_main:
         trainer.watch.finish()
     setup.accelerator.end_training()
