@@ -17,6 +17,7 @@ KEYS = {
     "ceilings": ("name",),
     "engines": ("question", "case"),
     "steps": ("method", "model"),
+    "representations": ("method", "model", "images", "epochs", "seed"),
 }
 
 
