@@ -21,8 +21,10 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torchvision.io import encode_png
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout that is not installed
@@ -70,7 +72,7 @@ FULL = [
     Setting("mae", GPU | ADAMW | dict(backbone="vit_tiny_p4"),
             {"decoder_width": 128, "decoder_depth": 4, "decoder_heads": 4}, None, None),
 ]  # fmt: skip
-TINY = dict(batch_size=16, epochs=2)
+TINY = dict(batch_size=16, epochs=2, precision="fp32")
 
 
 class Ours:
@@ -252,28 +254,41 @@ def taken(path, setting, folder):
     return folder / "cifar10"
 
 
+def noise(folder, images=64):
+    """Random images with labels, in the layout of the real files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        pixels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8)
+        cells = [{"bytes": bytes(encode_png(x).tolist()), "path": None} for x in pixels]
+        table = pa.table({"image": cells, "label": [i % 10 for i in range(images)]})
+        pq.write_table(table, folder / f"noise-{split}.parquet")
+    return folder / "noise"
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, help="folder and start of the names of Parquet files")
+    parser.add_argument("data", type=Path, nargs="?", help="folder and start of two files' names")
     parser.add_argument("--method", help="default: all of them")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, default 3")
     parser.add_argument("--full", action="store_true", help="all images, ResNet-18 and ViT-Ti")
     parser.add_argument("--tiny", action="store_true", help="a few images, to try the script")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.data is None and not options.tiny:
+        parser.error("which data? see --help")
     settings = [s for s in (FULL if options.full else SLICE) if options.method in (None, s.method)]
     if options.tiny:
-        settings = [replace(s, images=64, test_images=32, training=s.training | TINY)
-                    for s in settings]  # fmt: skip
+        settings = [replace(s, training=s.training | TINY) for s in settings]
     machine = measure.machine(device)
     for setting in settings:
         for seed in range(options.seeds):
             print(f"\n{setting.method}: {setting.model}, seed {seed}", flush=True)
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                rows = compare(setting, taken(options.data, setting, folder), seed, device, folder)
+                path = noise(folder) if options.tiny else taken(options.data, setting, folder)
+                rows = compare(setting, path, seed, device, folder)
                 show(rows)
                 if not options.tiny:
                     results.add(machine, "representations", rows)

@@ -18,6 +18,7 @@ KEYS = {
     "engines": ("question", "case"),
     "steps": ("method", "model"),
     "representations": ("method", "model", "images", "epochs", "seed"),
+    "runs": ("recipe", "seed", "tiny"),
 }
 
 
