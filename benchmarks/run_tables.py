@@ -48,8 +48,8 @@ def cells(rows):
 
 def curves_table(records):
     """How far apart the loss curves of both sides are, and how far those of one side's seeds."""
-    lines = ["", "| method | largest gap between the sides' mean curves | largest spread over seeds |",
-             "|---|---|---|"]  # fmt: skip
+    heads = ("method", "largest gap between the sides' mean curves", "largest spread over seeds")
+    lines = ["", f"| {' | '.join(heads)} |", "|---|---|---|"]
     for (method, *_), sides in settings(records).items():
         curves = [[r["loss"] for r in rows] for rows in sides.values() if "loss" in rows[0]]
         if len(curves) == 2:
