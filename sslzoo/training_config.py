@@ -49,8 +49,9 @@ class TrainingConfig:
     """Averaging factors of adamw, 0 to 1."""
     clip_gradient: float = 0.0
     """Largest norm of the whole gradient; 0 is off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the forward pass; weights and losses stay float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the forward pass; weights and losses stay float32. auto is bf16 on a GPU that
+    has it, fp32 elsewhere."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
     workers: int = 0
