@@ -72,7 +72,8 @@ class TrainingConfig:
     probe_data: str = ""
     """Labelled data set, by name or path, that both are of; empty is that of the training."""
     probe_layer: str = ""
-    """Layer that both look at, such as layer3 or blocks.5; empty is the encoder's output."""
+    """Layers that both look at: layer3, or several with commas, or all; empty is the encoder's
+    output. Several are logged as linear_accuracy_LAYER."""
     test_every: int = 0
     """Epochs between two tests of the method's own task on the test split; 0 tests at the end."""
     pictures_every: int = 0

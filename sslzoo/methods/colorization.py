@@ -139,6 +139,11 @@ class Colorization(nn.Module):
             "ab": ab,
         }
 
+    def test_scores(self, views, step):
+        """Losses, accuracies and errors of colours on images that were not trained on."""
+        outputs = self(views, step)
+        return outputs | self.meters(outputs)
+
     def meters(self, outputs):
         """How the colours differ from the true ones.
 

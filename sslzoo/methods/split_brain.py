@@ -158,6 +158,10 @@ class SplitBrain(nn.Module):
             "ab_map": list(maps["ab"].values())[-1].detach(),
         }
 
+    def test_scores(self, views, step):
+        """Both losses and accuracies on images that were not trained on."""
+        return self(views, step)
+
     def meters(self, outputs):
         """Standard deviation of the features of each half before their normalisation."""
         return {f"{half}_feature_std": outputs[f"{half}_map"].mean((2, 3)).std(0).mean()
