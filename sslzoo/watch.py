@@ -18,6 +18,7 @@ from sslzoo.evaluation import (
 from sslzoo.evaluation.features import evaluation_views, extract_layers
 from sslzoo.evaluation.knn import check_labels
 from sslzoo.kinds import KINDS
+from sslzoo.live_tracking import LiveTracking
 from sslzoo.loader import ViewLoader
 from sslzoo.recalibration import recalibrate
 from sslzoo.views import normalise
@@ -53,6 +54,8 @@ class Watch:
         self._test = None
         self._probed = self.probe_sets()
         self.layers = [None] if self._probed is None else self.probe_layers()
+        self.tracked_epoch = 0
+        self._tracking = LiveTracking(setup) if setup.config.tracking_every else None
         self.warned = False
 
     @torch.no_grad()
@@ -72,6 +75,7 @@ class Watch:
         if self.setup.is_main:
             row |= self.accuracy(epoch)
             row |= self.test_scores(epoch, is_last)
+            row |= self.tracking(epoch)
         return row
 
     @torch.no_grad()
@@ -95,6 +99,13 @@ class Watch:
         method.train(was_training)
         return {f"test_{name}": float(torch.stack([row[name] for row in rows]).mean())
                 for name in rows[0]}  # fmt: skip
+
+    def tracking(self, epoch):
+        """J&F and PCK of labelled videos, in the epochs when they are due."""
+        every, last = self.setup.config.tracking_every, self.tracked_epoch
+        self.tracked_epoch = epoch
+        is_due = every and epoch // every > last // every
+        return self._tracking.scores(self.encoder()) if is_due else {}
 
     @torch.no_grad()
     def draw(self, epoch):

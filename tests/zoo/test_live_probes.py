@@ -67,8 +67,8 @@ def test_each_half_of_a_split_brain_is_probed_alone_and_both_together(photos, tm
     assert main(["pretrain", "split_brain", *words, "--out", str(tmp_path / "run")]) == 0
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         last = [*csv.DictReader(file)][-1]
-    assert main(["evaluate", "knn", str(tmp_path / "run"), "--layers",
-                 "blocks.2,L.blocks.2,ab.blocks.2", "--k", "[20]", "--device", "cpu"]) == 0  # fmt: skip
+    words = ["--layers", "blocks.2,L.blocks.2,ab.blocks.2", "--k", "[20]", "--device", "cpu"]
+    assert main(["evaluate", "knn", str(tmp_path / "run"), *words]) == 0
     rows = load(tmp_path / "run" / "evaluation.json")[-1]["results"]
     judged = {row["metric"].split(":")[0]: row["value"] for row in rows if "top-1" in row["metric"]}
     assert {layer: float(last[f"knn_accuracy_{layer}"]) for layer in judged} == judged
