@@ -120,7 +120,7 @@ class Colorization(nn.Module):
 
         ab = pick(lab[:, 1:], logits.shape[1:3])
         Z = self.bins.encode(ab)
-        is_colored = (ab.abs() > self.config.gray_threshold).flatten(1).any(1)
+        is_colored = (lab[:, 1:].abs() > self.config.gray_threshold).flatten(1).any(1)
         v = self.bins.weights[Z.ids[..., 0]] * is_colored[:, None, None]
 
         cross_entropy = self.bins.cross_entropy(logits, Z)
