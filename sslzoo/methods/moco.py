@@ -18,7 +18,7 @@ import sslops
 from sslops.distributed import default_group
 from sslzoo.ema import frozen_copy, update_ema
 from sslzoo.split_batch_norm import Shuffle, split_batch_norm
-from sslzoo.views import ViewSpec
+from sslzoo.views import ViewSpec, whole_blur
 
 # The small setting, images of 32 x 32: SGD at 0.06 per 128 images.
 DEFAULTS = {"optimizer": "sgd", "base_lr": 0.12, "weight_decay": 5e-4, "warmup_epochs": 0}
@@ -118,6 +118,7 @@ def views(config, image_size):
         grayscale_first=config.version == "v1",
         blur=config.blur,
         blur_sigma=(0.1, 2.0),
+        blur_kernel=whole_blur(image_size),
     )
     return [view, view]
 

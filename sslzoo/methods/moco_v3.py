@@ -15,7 +15,7 @@ import sslops
 from sslops.distributed import default_group
 from sslzoo.ema import frozen_copy, update_ema
 from sslzoo.heads import mlp_head
-from sslzoo.views import ViewSpec
+from sslzoo.views import ViewSpec, whole_blur
 from sslzoo.vit_setup import is_vit, start_vit
 
 # The small setting for a ViT; the paper's for ImageNet is in its recipes.
@@ -90,6 +90,7 @@ def views(config, image_size):
             grayscale=config.grayscale,
             blur=blur,
             blur_sigma=(0.1, 2.0),
+            blur_kernel=whole_blur(image_size),
             solarize=solarize,
         )
         for blur, solarize in zip(config.blur, config.solarize, strict=True)
