@@ -354,7 +354,9 @@ class Trainer:
         row = {"step": self.step, "epoch": self.epochs_at(self.step), "lr": self.lr, **means}
         row["gradient_norm"] = float(self.gradient_norm)
         if self.accelerator.scaler is not None:
-            row["skipped_steps"] = self.skipped  # fp16: the gradient overflowed, its scale falls
+            # fp16: where the gradient overflowed, its scale falls.
+            row["skipped_steps"] = self.skipped
+            row["gradient_scale"] = self.accelerator.scaler.get_scale()
         self.unreadable.update(row)
         row |= self.watch.measure(outputs, row["epoch"], is_last=self.step == self.total_steps)
         if self.setup.is_main:
