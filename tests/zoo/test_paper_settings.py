@@ -3,11 +3,13 @@
 import io
 
 import pytest
+import torch
 from rich.console import Console
 
 from sslzoo import registry
 from sslzoo.methods import cpc, dino, dinov2, moco, moco_v3
 from sslzoo.options import parse_pretrain
+from sslzoo.run_folder import load_untrained
 from sslzoo.training import set_up, train
 from sslzoo.training_config import TrainingConfig
 
@@ -161,3 +163,14 @@ def test_cpc_takes_the_norm_of_the_paper_and_keeps_it_beside_the_weights():
     assert cpc.backbone_options(cpc.Config(norm="batch"), "cpc_patches") == {}
     backbone = registry.build_backbone(cpc, "cpc_audio", channels=1, image_size=32, norm="batch")
     assert type(backbone.convolutions[1]).__name__ == "BatchNorm1d"
+
+
+def test_a_run_from_before_an_option_has_its_default(photos, tmp_path):
+    said("moco_v3", moco_v3.Config(), photos, tmp_path, epochs=1)
+    before, _ = load_untrained(tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(line for line in lines if "ema_buffers" not in line))
+    after, _ = load_untrained(tmp_path / "run")
+    x = torch.randn(2, 3, 8, 8)
+    assert len(lines) > 40 and torch.equal(before(x), after(x))
