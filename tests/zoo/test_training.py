@@ -264,7 +264,7 @@ def test_scale_and_skipped_steps_of_float16_are_logged(images, tmp_path, start, 
     assert [float(row["skipped_steps"]) for row in logged] == [
         float(skips * n) for n in (1, 2, 3, 4)
     ]
-    scales = [float(row["gradient_scale"]) for row in logged]
+    scales = [float(row["loss_scale"]) for row in logged]
     assert scales == [start / 2 ** (skips * n) for n in (1, 2, 3, 4)]
 
 
