@@ -162,3 +162,38 @@ def test_dinov2():
     check_teacher(found, outputs["targets"].double())
     check_teacher(found, outputs["patch_targets"].double(), "_patch")
     assert found["high_resolution"] == 0 and found["teacher_momentum"] == 0.994
+
+
+@pytest.mark.parametrize("name", ["dino", "dinov2"])
+def test_a_teacher_follows_with_the_momentum_of_the_step_that_is_done(name):
+    """The first step has the first momentum, the last one not yet 1."""
+    torch.manual_seed(0)
+    options = dict(prototypes=12, head_hidden=16, head_bottleneck=8, teacher_momentum=0.5)
+    sizes = dict(image_size=16, embed_dim=32, num_heads=2, depth=1)
+    vit = backbones.build("vit_tiny_p4", **sizes)
+    model = {"dino": lambda: dino.DINO(vit, dino.Config(**options)),
+             "dinov2": lambda: dinov2.DINOv2(vit, dinov2.Config(**options))}[name]()  # fmt: skip
+    model.plan(4, 1)
+    student, teacher = model.student["backbone"].cls_token, model.backbone.cls_token
+    expected = teacher.clone()
+    for step in range(1, 5):
+        with torch.no_grad():
+            student.fill_(step)
+        model.after_step(step)
+        m = 1 - 0.5 * (1 + math.cos(math.pi * (step - 1) / 4)) / 2
+        expected = m * expected + (1 - m) * step
+        torch.testing.assert_close(teacher.detach(), expected)
+
+
+def test_the_mask_token_is_clipped_with_the_backbone():
+    torch.manual_seed(0)
+    config = dinov2.Config(prototypes=12, head_hidden=16, head_bottleneck=8, clip_network=1.0)
+    sizes = dict(image_size=16, embed_dim=32, num_heads=2, depth=1)
+    model = dinov2.DINOv2(backbones.build("vit_tiny_p4", **sizes), config)
+    model.mask_token.grad = torch.full_like(model.mask_token, 3 / 32**0.5)
+    vit = model.student["backbone"]
+    vit.cls_token.grad = torch.full_like(vit.cls_token, 4 / 32**0.5)
+    model.after_backward(0)
+    assert model.gradient_norms["backbone"].item() == pytest.approx(5, rel=1e-5)
+    assert model.mask_token.grad.norm().item() == pytest.approx(0.6, rel=1e-5)
+    assert vit.cls_token.grad.norm().item() == pytest.approx(0.8, rel=1e-5)
