@@ -145,12 +145,22 @@ def _load(model, state, path, classifier):
                              f"{(missing + unexpected)[0]}")  # fmt: skip
 
 
-def view_size(backbone, about, image_size):
-    """The side of the evaluation view: as asked, where the backbone can take it."""
+def fit_to(backbone, about, image_size):
+    """(backbone, side of the evaluation view): a side that was asked, where it can be taken.
+
+    A transformer with a position for each patch gets them interpolated, in place, as its authors
+    do to look at larger images; anything else that is made for one size takes no other.
+    """
     size = image_size or about["image_size"]
     embed = getattr(backbone, "patch_embed", None)
-    fixed = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
-    if fixed is not None and tuple(fixed) != (size, size):
-        raise DataError(f"{about['backbone']} takes images of {fixed[0]} x {fixed[1]} pixels; "
-                        f"image_size is {size}")  # fmt: skip
-    return size
+    made_for = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
+    if made_for is None or tuple(made_for) == (size, size):
+        return backbone, size
+    has_positions = getattr(backbone, "pos_embed", None) is not None
+    patch = embed.patch_size[0]
+    if not has_positions or not hasattr(backbone, "set_input_size") or size % patch:
+        more = f", or of a multiple of {patch}" * has_positions
+        raise DataError(f"{about['backbone']} takes images of {made_for[0]} x {made_for[1]} "
+                        f"pixels{more}; image_size is {size}")  # fmt: skip
+    backbone.set_input_size(img_size=(size, size))
+    return backbone, size
