@@ -153,7 +153,9 @@ def fit_to(backbone, about, image_size):
     """
     size = image_size or about["image_size"]
     embed = getattr(backbone, "patch_embed", None)
-    made_for = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
+    made_for = (
+        getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
+    )
     if made_for is None or tuple(made_for) == (size, size):
         return backbone, size
     has_positions = getattr(backbone, "pos_embed", None) is not None
