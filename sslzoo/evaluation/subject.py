@@ -95,12 +95,24 @@ class Subject:
         self.weights = "raw input" if common.raw else cache.weights_digest(backbone)
         backbone, self.size = fit_to(backbone, self.about, common.image_size)
         self.backbone = backbone.to(self.device).requires_grad_(False)
+        if not self.is_sound:
+            self.try_out()
         self.layers = chosen_layers(backbone, common.layers)
         self.folder = Path(common.out) if common.out else home(source)
         self.used = {}  # split -> what evaluation.json says about it
         self.notes = []
         self.widths = {}  # layer -> number of features, once they were computed
         self._splits, self._fingerprints = {}, {}
+
+    @torch.no_grad()
+    def try_out(self):
+        """A DataError where the backbone fails on an image of this size."""
+        S = self.size
+        try:
+            self.backbone(torch.zeros(1, self.about["channels"], S, S, device=self.device))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise DataError(f"{self.about['backbone']} does not take images of {S} x {S} pixels "
+                            f"({str(error).splitlines()[0]})") from error  # fmt: skip
 
     @property
     def spec(self):

@@ -1,6 +1,7 @@
 """What all protocols share: opening a backbone, the feature cache, evaluation.json, `all`."""
 
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sslzoo.cli import main
 from sslzoo.data import DataError, ImageData
 from sslzoo.evaluate import Common, Subject, evaluate, load
 from sslzoo.evaluation import cache
-from sslzoo.evaluation.opening import open_backbone
+from sslzoo.evaluation.opening import fit_to, open_backbone
 from sslzoo.evaluation.results import Result, Row
 
 SMALL = ["--data", "digits", "--channels", "1", "--image_size", "8", "--device", "cpu",
@@ -102,9 +103,13 @@ def test_an_image_size_that_does_not_fit_is_told(tmp_path):
     words = "takes images of 32 x 32 pixels, or of a multiple of 16; image_size is 40"
     with pytest.raises(DataError, match=words):
         subject(tmp_path, tmp_path / "hub", image_size=40)
-    mixer = timm.create_model("mixer_s32_224", num_classes=0)
-    save_for_hf(mixer, tmp_path / "mixer", safe_serialization=True)
+    embed = SimpleNamespace(img_size=(224, 224), strict_img_size=True, patch_size=(16, 16))
+    windows = SimpleNamespace(patch_embed=embed, pos_embed=None)
     with pytest.raises(DataError, match="takes images of 224 x 224 pixels; image_size is 64"):
+        fit_to(windows, {"backbone": "swin", "image_size": 224}, 64)
+    mixer = timm.create_model("mixer_s32_224", num_classes=0)  # its patch embedding does not mind
+    save_for_hf(mixer, tmp_path / "mixer", safe_serialization=True)
+    with pytest.raises(DataError, match="mixer_s32_224 does not take images of 64 x 64 pixels"):
         subject(tmp_path, tmp_path / "mixer", image_size=64)
 
 
