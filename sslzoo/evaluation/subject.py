@@ -163,6 +163,16 @@ class Subject:
         """Train features and labels, test features and labels: what the probes take."""
         return [*self.features("train", layer), *self.features("test", layer)]
 
+    def is_same_set(self):
+        """Whether the test split is the training split; then no image may find itself."""
+        names = ("train", "test")
+        for name in names:
+            self.data(name)
+        train, test = (self._fingerprints[str(self.spec), name] for name in names)
+        if train == test:
+            self.notes.append("training and test images are the same: none is its own neighbour")
+        return train == test
+
     def extract(self, data, layers=(None,), backbone=None):
         """{layer: features} of any images or sounds, past the cache."""
         if self.is_sound:
