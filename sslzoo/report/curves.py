@@ -22,6 +22,7 @@ GROUPS = (
 ORDER = ("Training", "Collapse meters", "Probes and tests", "Compute")
 FIRST = ("loss", "feature_std", "effective_rank", "images_per_second")
 HIDDEN = {"step", "epoch"}
+SHOWN_ROWS = 14  # of an evaluation's table; more are folded in
 OPEN = 6  # charts of a group that are seen at once; more are folded in
 
 

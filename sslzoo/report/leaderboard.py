@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from sslzoo.evaluation.results import spread_text
 from sslzoo.report.run import last
 
-# The number of a protocol that stands for it; of several layers, the last.
+# The number of a protocol that stands for it; of several layers or numbers of labels, the last.
+# Never that of a control (from scratch, random weights).
 HEADLINES = {
     "linear": r"(^|: )all labels, top-1$",
     "knn": r"(^|: )20 nearest neighbours, top-1$",
-    "finetune": r"top-1$",
-    "semi": r"top-1$",
+    "finetune": r"^fine-tuned, top-1$",
+    "semi": r"(fine-tuned|probe), top-1$",
     "retrieval": r"(^|: )recall at 1$",
-    "cluster": r"matched accuracy$",
+    "cluster": r"test, matched accuracy$",
     "robustness": r"^mean error under corruption$",
-    "transfer": r"",
+    "transfer": r"^(AP|mIoU)$",
     "tracking": r"^J&F$",
-    "attention": r"^Jaccard",
+    "attention": r"^Jaccard(, best head of each image| of the activation map)$",
     "embedding": r"^silhouette of the features$",
     "efficiency": r"^forward, speed$",
 }

@@ -132,6 +132,7 @@ def final_map(run):
 
 def videos(run):
     """MP4 files of the run folder, as `sslzoo propagate` and `evaluate tracking` write them."""
+    titles = {str(path): name for entry in run.evaluations for name, path in entry.pictures.items()}
     found, left = [], VIDEO_BYTES
     for path in sorted([*run.path.glob("*.mp4"), *run.path.glob("*/*.mp4")]):
         name = str(path.relative_to(run.path))
@@ -141,7 +142,7 @@ def videos(run):
         fits = len(content) <= left
         left -= len(content) * fits
         note = "" if fits else f"left out: {len(content) / 2**20:.0f} MiB"
-        found.append({"title": name, "note": note,
+        found.append({"title": titles.get(name, name), "note": note,
                       "uri": data_uri("video/mp4", content) if fits else None})  # fmt: skip
     return found
 

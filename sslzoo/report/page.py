@@ -94,6 +94,8 @@ def facts(run):
     names = ("method", "backbone", "data", "image_size", "epochs", "batch_size")
     found = [(name.replace("_", " "), plain(run.config[name]))
              for name in names if name in run.config]  # fmt: skip
+    found = [(name, leaderboard.short_path(text) if name == "data" else text)
+             for name, text in found]  # fmt: skip
     if not found and run.evaluations:
         found = [("backbone", plain(run.evaluations[-1].backbone.get("backbone")))]
     return found
