@@ -151,10 +151,14 @@ def step_rows(subject, notes):
     except ValueError as error:
         notes.append(f"no operations of a training step: {error}")
         return []
-    trained = sum(p.numel() for p in setup.method.parameters() if p.requires_grad)
-    each = training_flops(setup.method, next(setup.loader.epoch(0)).views) / setup.loader.batch_size
+    method, each = setup.method, setup.loader.steps_per_epoch
+    if hasattr(method, "plan"):
+        method.plan(chosen.training.epochs * each, each)
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    operations = training_flops(method.train(), next(setup.loader.epoch(0)).views)
+    each = operations / setup.loader.batch_size
     return [Row("method, parameters that are trained", trained / 1e6, unit="million"),
-            Row("method, all parameters", count_parameters(setup.method) / 1e6, unit="million"),
+            Row("method, all parameters", count_parameters(method) / 1e6, unit="million"),
             Row("training step", each / 1e9, unit="GFLOP an image, all it does")]  # fmt: skip
 
 
