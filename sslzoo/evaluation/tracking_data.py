@@ -41,9 +41,39 @@ def true_masks(path, videos):
     if is_davis(path):
         files = {name: mask_files(path, name, video) for name, video in videos.items()}
     else:
-        files = {name: [(t, cell and cell["bytes"] and io.BytesIO(cell["bytes"])) for t, cell in of]
-                 for name, of in cells_of(path, "mask").items()}  # fmt: skip
+        files = {name: encoded_masks(of) for name, of in cells_of(path, "mask").items()}
     return {name: sequence_masks(path, name, files[name], video) for name, video in videos.items()}
+
+
+def masks_of(path, video):
+    """Masks uint8 [T, H, W] of one video, from a folder of PNGs or a Parquet file."""
+    name = Path(video.name).name
+    if Path(path).is_dir():
+        files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() == ".png")
+        files = [*enumerate(files)]
+    else:
+        files = encoded_masks(cells_of(path, "mask").get(name, []))
+    if len(files) != len(video):
+        raise DataError(f"{path} has {len(files)} masks of {name}, which has {len(video)} frames")
+    return sequence_masks(path, name, files, video)
+
+
+def in_memory(file):
+    """A file's content; long videos have more masks than a process may have open files."""
+    return io.BytesIO(file.read_bytes()) if isinstance(file, Path) else file
+
+
+def encoded_masks(cells):
+    """(frame number, file in memory or None) of cells with encoded masks."""
+    return [(t, cell and cell["bytes"] and io.BytesIO(cell["bytes"])) for t, cell in cells]
+
+
+def has_masks(path, video):
+    """Whether a path is a Parquet file with a mask of every frame of the video."""
+    if Path(path).suffix != ".parquet" or "mask" not in pq.read_schema(path).names:
+        return False
+    cells = cells_of(path, "mask")[Path(video.name).name]
+    return all(cell is not None and cell["bytes"] is not None for _, cell in cells)
 
 
 def sequence_masks(path, name, files, video):
@@ -51,7 +81,7 @@ def sequence_masks(path, name, files, video):
     if any(file is None for _, file in files):
         raise DataError(f"{path} has frames of {name} without a mask")
     try:
-        images = [Image.open(file) for _, file in files]
+        images = [Image.open(in_memory(file)) for _, file in files]
         arrays = [np.array(image) for image in images]
     except (OSError, SyntaxError) as error:
         raise DataError(f"{path} has an unreadable mask of {name} ({error})") from error
