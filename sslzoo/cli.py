@@ -16,7 +16,7 @@ HELP = """\
 usage: sslzoo COMMAND ...
 
   list [methods|backbones|data|evaluators|recipes]   what there is
-  pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
+  pretrain METHOD|FILE.py [--data NAME_OR_PATH] ...  train a method and leave a run folder
   evaluate PROTOCOL|all BACKBONE ...                 judge a run, a checkpoint or a model of timm
   report RUN... [--out FILE]                         one HTML page of a run, or of several
   propagate CHECKPOINT --video PATH --mask PNG ...   carry a mask through a video
@@ -49,7 +49,7 @@ def main(argv=None):
 
 def user_errors():
     """The error classes whose messages are meant for the user, of the modules in use."""
-    classes = [ArgumentError, OSError, UserError, registry.UnknownName]
+    classes = [ArgumentError, OSError, UserError, registry.UnknownName, registry.MethodFileError]
     for module, name in (
         ("sslzoo.data", "DataError"),
         ("sslzoo.report", "ReportError"),
