@@ -30,6 +30,14 @@ usage: sslzoo COMMAND ...
 """
 
 
+# What `pip install sslops[zoo]` brings, by the names that are imported.
+OF_THE_ZOO = {
+    *("accelerate", "av", "huggingface_hub", "jinja2", "jsonargparse", "matplotlib", "PIL"),
+    *("pyarrow", "rich", "safetensors", "scipy", "sklearn", "soundfile", "tensorboard"),
+    *("threadpoolctl", "timm", "torchmetrics", "torchvision", "yaml"),
+}
+
+
 class UserError(ValueError):
     """A command line that cannot be carried out; the message is one line for the user."""
 
@@ -40,6 +48,12 @@ def main(argv=None):
     debug = "--debug" in argv
     try:
         return run([word for word in argv if word != "--debug"])
+    except ModuleNotFoundError as error:
+        name = str(error.name).split(".")[0]
+        if debug or name not in OF_THE_ZOO:
+            raise
+        print(f"sslzoo: error: {name} is not installed: pip install 'sslops[zoo]'", file=sys.stderr)
+        return 2
     except user_errors() as error:  # evaluated only once something was raised
         if debug:
             raise
