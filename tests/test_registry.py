@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -170,3 +171,65 @@ def test_backends_prints_what_runs_here_and_why_the_rest_does_not(capsys):
 def test_every_op_ends_with_the_backends_that_run_anywhere():
     for name in ("info_nce", "nt_xent"):
         assert tuple(registry.OPS[name].order)[-2:] == ("chunked", "reference")
+
+
+@pytest.fixture
+def koleo():
+    """An op whose backends are put back after the test."""
+    op = registry.OPS["koleo"]
+    before = op.order, op.backends
+    yield op
+    op.order, op.backends = before
+
+
+class Mine:
+    """A backend for widths of 2, which takes the following row for the nearest one."""
+
+    @staticmethod
+    def unsupported(features, candidates, offset):
+        return None if features.shape[-1] == 2 else f"takes widths of 2; got {features.shape[-1]}"
+
+    @staticmethod
+    def koleo(features, candidates, offset):
+        B, N = features.shape[:2]
+        return (torch.arange(1, N + 1) % N).expand(B, N)
+
+
+def test_a_backend_from_outside_is_tried_first_and_can_be_forced(koleo, capsys):
+    registry.register("koleo", "mine", Mine)
+    angles = torch.tensor([0, 10, 100]).deg2rad()
+    x = torch.stack([angles.cos(), angles.sin()], -1)
+    distances = [2 * math.sin(math.radians(a / 2)) for a in (10, 90, 100)]  # to the next row
+    expected = -sum(map(math.log, distances)) / 3
+    assert sslops.koleo(x).item() == pytest.approx(expected, rel=1e-5)
+    assert sslops.koleo(x, backend="mine").item() == pytest.approx(expected, rel=1e-5)
+    assert sslops.koleo(x, backend="reference").item() > expected + 0.5  # two rows are 10° apart
+    wide = torch.eye(3)
+    assert sslops.koleo(wide).item() == pytest.approx(-math.log(2) / 2, rel=1e-5)
+    with pytest.raises(RuntimeError, match="'mine' cannot run here: takes widths of 2; got 3"):
+        sslops.koleo(wide, backend="mine")
+    sslops.backends("cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("koleo") + 1].split()[0] == "mine"
+
+
+WRONG = [
+    ("no_op", "mine", Mine, ValueError, "op must be one of .*koleo.*; got 'no_op'"),
+    ("koleo", "chunked", Mine, ValueError, "koleo has a backend 'chunked' already"),
+    ("nt_xent", "mine", Mine, TypeError, "must define a function nt_xent"),
+    ("koleo", "mine", object(), TypeError, "must define a function koleo"),
+]
+
+
+@pytest.mark.parametrize("op, name, module, error, message", WRONG)
+def test_a_backend_that_cannot_be_registered_says_why(koleo, op, name, module, error, message):
+    with pytest.raises(error, match=message):
+        registry.register(op, name, module)
+
+
+def test_a_backend_with_other_arguments_is_refused(koleo):
+    class Other(Mine):
+        koleo = staticmethod(lambda features, more: None)
+
+    with pytest.raises(TypeError, match=r"must take \(.*\); got \(features, more\)"):
+        registry.register("koleo", "mine", Other)
