@@ -53,6 +53,9 @@ class TrainingConfig:
     """Precision of the forward pass; weights and losses stay float32."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
+    shard: bool = False
+    """Divide weights, gradients and optimizer state among the processes (FSDP2), for encoders that
+    are too large for one."""
     workers: int = 0
     """Processes that decode images, per training process; 0 decodes in the training process."""
     max_unreadable: int = 0

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from sslzoo import backbones
+from sslzoo import backbones, sharding
 from sslzoo.data import DataError
 from sslzoo.evaluation import (
     effective_rank,
@@ -55,32 +55,53 @@ class Watch:
         self.warned = False
 
     @torch.no_grad()
-    def measure(self, outputs, epoch, is_last=False):
+    def measure(self, outputs):
         """Names and values that describe the method after this step."""
         method = self.setup.method
         weights = [p for p in method.parameters() if p.requires_grad]
-        row = {"parameter_norm": torch.stack(torch._foreach_norm(weights)).norm().item()}
+        row = {"parameter_norm": sharding.norms(weights).norm().item()}
         if hasattr(method, "meters"):
-            row |= {name: float(value) for name, value in method.meters(outputs).items()}
+            meters = sharding.full(method.meters(outputs))
+            row |= {name: float(value) for name, value in meters.items()}
         if "features" in outputs:
             features = outputs["features"]
             rows = features[:: math.ceil(len(features) / METER_ROWS)].float()
             row |= {"feature_std": feature_std(rows), "effective_rank": effective_rank(rows)}
         if self.setup.device.type == "cuda":
             row["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        if self.setup.is_main:
-            row |= self.accuracy(epoch)
-            row |= self.test_scores(epoch, is_last)
         return row
 
+    def scores(self, epoch, is_last=False):
+        """Of the main process: the probes and the method's own test, where they are due."""
+        probes, is_tested = self.due(epoch, is_last)
+        if not probes and not is_tested:
+            return {}
+        row = {}
+        with sharding.gathered(self.setup):
+            if self.setup.is_main:
+                row |= self.accuracy(probes) if probes else {}
+                row |= self.test_scores() if is_tested else {}
+        return row
+
+    def due(self, epoch, is_last):
+        """The probes by name, and whether there is a test, at the end of a step in `epoch`."""
+        config, probed, tested = self.setup.config, self.probed_epoch, self.test_epoch
+        self.probed_epoch = self.test_epoch = epoch
+
+        def passed(every, last):
+            return bool(every) and epoch // every > last // every
+
+        probes = {"knn_accuracy": (config.knn_every, knn), "linear_accuracy": (config.linear_every,
+                  linear)}  # fmt: skip
+        is_tested = is_last or passed(config.test_every, tested)
+        return ({name: probe for name, (every, probe) in probes.items()
+                 if passed(every, probed) and self._probed is not None},
+                is_tested and hasattr(self.setup.method, "test_scores"))  # fmt: skip
+
     @torch.no_grad()
-    def test_scores(self, epoch, is_last):
+    def test_scores(self):
         """How well the method does its own task on the test split, as test_NAME."""
-        method, config = self.setup.method, self.setup.config
-        every = config.test_every
-        is_due = is_last or (every and epoch // every > self.test_epoch // every)
-        self.test_epoch = epoch
-        test = self.test_data() if is_due and hasattr(method, "test_scores") else None
+        method, config, test = self.setup.whole, self.setup.config, self.test_data()
         if test is None:
             return {}
         was_training = method.training
@@ -96,7 +117,7 @@ class Watch:
     @torch.no_grad()
     def draw(self, epoch):
         """Save the method's pictures of the first samples of the first epoch."""
-        method, was_training = self.setup.method, self.setup.method.training
+        method, was_training = self.setup.whole, self.setup.whole.training
         if not hasattr(method, "pictures"):
             return
         batch = next(self.setup.loader.epoch(0))
@@ -105,19 +126,11 @@ class Watch:
             self.setup.run.save_picture(name, epoch, picture)
         method.train(was_training)
 
-    def accuracy(self, epoch):
-        """kNN accuracy and linear probe of the frozen features, in the epochs when they are due."""
-        config, last = self.setup.config, self.probed_epoch
-        self.probed_epoch = epoch
-        probes = {"knn_accuracy": (config.knn_every, knn), "linear_accuracy": (config.linear_every,
-                  linear)}  # fmt: skip
-        due = {name: probe for name, (every, probe) in probes.items()
-               if every and epoch // every > last // every}  # fmt: skip
-        if not due or self._probed is None:
-            return {}
-        backbone, layer = self.encoder(), config.probe_layer
+    def accuracy(self, probes):
+        """kNN accuracy and linear probe of the frozen features, {name: value} for those given."""
+        backbone, layer = self.encoder(), self.setup.config.probe_layer
         sets = [part for data in self._probed for part in self.features(data, backbone, layer)]
-        return {name: probe(sets) for name, probe in due.items()}
+        return {name: probe(sets) for name, probe in probes.items()}
 
     def probe_sets(self):
         """The labelled training and test images of the probes; None where there are none.
@@ -156,7 +169,7 @@ class Watch:
 
     def encoder(self):
         """The backbone as it is judged and saved."""
-        setup, method = self.setup, self.setup.method
+        setup, method = self.setup, self.setup.whole
         if not getattr(method, "sees_parts", False):
             return method.backbone
         size, mean, std = (setup.about[name] for name in ("image_size", "mean", "std"))
