@@ -19,11 +19,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from sslops.distributed import default_group, sum_over_ranks
 
 
-def check(method, precision):
-    """A ValueError, for the user, where a method or its options can not be sharded."""
+def check(method):
+    """A ValueError, for the user, where a method can not be sharded."""
     reason = getattr(method, "whole_only", None)
-    if reason is None and precision == "fp16":
-        reason = "the loss scale of fp16 needs whole gradients, take bf16"
     if reason is not None:
         raise ValueError(f"shard is not for this run: {reason}")
 
@@ -90,7 +88,8 @@ def whole_roots(model):
 
 def copy_for_main(method):
     """A whole copy of a method that will be sharded, on the CPU, where `gathered` puts weights."""
-    return copy.deepcopy(method).cpu()
+    group = default_group()  # a queue's, which has no copy
+    return copy.deepcopy(method, {id(group): group}).cpu()
 
 
 @contextmanager

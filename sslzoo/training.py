@@ -94,7 +94,7 @@ def set_up(name, method_config, config, console=None):
     loader = make_loader(KINDS[kind].loader, data, views, config, accelerator)
     method = make_method(module, method_config, config, data.channels, accelerator)
     if config.shard:
-        sharding.check(method, config.precision)
+        sharding.check(method)
     survey(method, data, config.image_size, mean, std, accelerator.device)
     options_of = getattr(module, "backbone_options", lambda config, name: {})
     about = {

@@ -82,6 +82,10 @@ class TrainingConfig:
     """Epochs between two sets of the method's pictures; 0 draws them at the end only."""
 
     def __post_init__(self):
+        if self.shard and self.precision == "fp16":
+            raise ValueError(
+                "shard is not for fp16, whose loss scale needs whole gradients: take bf16"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             least = 1 if field.name in AT_LEAST_ONE else 0

@@ -123,9 +123,8 @@ def test_a_run_of_one_process_goes_on_sharded(images, tmp_path, alone):
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-10)
     once, twice = (rows(folder) for folder in (alone, resumed))
     assert [row["step"] for row in twice] == ["2", "4", "6"]
-    for name in ("loss", "gradient_norm", "parameter_norm"):
-        for a, b in zip(once, twice, strict=True):
-            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-6), name
+    for name in ("loss", "gradient_norm", "parameter_norm", "visible_loss"):
+        assert float(once[-1][name]) == pytest.approx(float(twice[-1][name]), rel=1e-6), name
 
 
 def rows(folder):
@@ -210,14 +209,9 @@ def test_one_process_trains_as_if_nothing_were_said(images, tmp_path):
     assert all(torch.equal(method[name], other[name]) for name in method)
 
 
-@pytest.mark.parametrize(
-    "name, method, changes, words",
-    [
-        ("context_encoder", dict(adversarial=True), dict(backbone="convnet4", image_size=32),
-         "the discriminator has an optimizer of its own"),
-        ("mae", TINY["mae"], dict(precision="fp16"), "take bf16"),
-    ],
-)  # fmt: skip
-def test_what_can_not_be_sharded_says_why(images, tmp_path, name, method, changes, words):
-    with pytest.raises(ValueError, match=f"shard is not for this run: .*{words}"):
-        prepare(images, tmp_path, name, method, shard=True, **changes)
+def test_what_can_not_be_sharded_says_why(images, tmp_path):
+    method, options = dict(adversarial=True), dict(backbone="convnet4", image_size=32, shard=True)
+    with pytest.raises(ValueError, match="not for this run: the discriminator has an optimizer"):
+        prepare(images, tmp_path, "context_encoder", method, **options)
+    with pytest.raises(ValueError, match="take bf16"):
+        TrainingConfig(shard=True, precision="fp16")
