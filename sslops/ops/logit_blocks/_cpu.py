@@ -1,4 +1,4 @@
-"""Blocks of logits on the CPU: csrc/cpu/logit_blocks.cpp. Memory O((N + M) D) and tiles of scores."""
+"""Blocks of logits on the CPU: csrc/cpu/logit_blocks.cpp. Memory O((N + M) D) and a few tiles."""
 
 import torch
 
