@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 
-from benchmarks import results  # noqa: E402
+from benchmarks import results, run_tables  # noqa: E402
 
 
 def by_device(paths):
@@ -154,6 +154,19 @@ def engines_table(records):
     return lines
 
 
+def views_table(records):
+    """Random views: images a second of each way, and how many times torchvision's that is."""
+    if not records:
+        return []
+    lines = ["| case | by | images/s | × torchvision |", "|---" * 4 + "|"]
+    for group in results.grouped("views", records).values():
+        theirs = group[-1]["images_per_second"]
+        for r in group:
+            rate = r["images_per_second"]
+            lines.append(f"| {r['case']} | {r['by']} | {rate:.0f} | {rate / theirs:.1f} |")
+    return lines
+
+
 def steps_table(records):
     if not records:
         return []
@@ -184,7 +197,9 @@ def markdown(content):
         *absent_table(content.get("records", [])),
         *ceilings_table(content.get("ceilings", [])),
         *engines_table(content.get("engines", [])),
-        *steps_table(content.get("steps", [])), "",
+        *steps_table(content.get("steps", [])),
+        *run_tables.representations_table(content.get("representations", [])),
+        *run_tables.runs_table(content.get("runs", [])), "",
     ])  # fmt: skip
 
 
@@ -231,6 +246,9 @@ def write(device, content, folder):
     for op in dict.fromkeys(r["op"] for r in content.get("records", [])):
         paths.append(folder / f"{device}_{op}.png")
         plot(op, content["records"], paths[-1])
+    if content.get("representations"):
+        paths.append(folder / f"{device}_representations.png")
+        run_tables.plot_curves(content["representations"], paths[-1])
     return paths
 
 

@@ -43,7 +43,7 @@ def restore(trainer):
     if state["data_fingerprint"] != setup.data.fingerprint():
         raise RunFolderError(f"{setup.config.data} is not the data that the run began with")
     trainer.step = trainer.saved_step = state["step"]
-    trainer.watch.probed_epoch = trainer.watch.test_epoch = trainer.epochs_at(trainer.step)
+    trainer.watch.epoch = trainer.epochs_at(trainer.step)
     method, optimizer = trainer.method, trainer.optimizer
     method.load_state_dict(sharding.sharded_like(state["method"], method.state_dict()))
     optimizer.load_state_dict(

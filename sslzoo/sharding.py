@@ -26,6 +26,20 @@ def check(method):
         raise ValueError(f"shard is not for this run: {reason}")
 
 
+def spread(model, setup):
+    """What the loop calls: a model over all processes, by DDP or, where the run says so, in shards.
+
+    Args:
+        model: setup.method, or what wraps it.
+        setup: sslzoo.training.Setup, whose `whole` becomes a copy where weights are divided.
+    """
+    is_sharded = setup.config.shard and setup.accelerator.num_processes > 1
+    if is_sharded:
+        setup.whole = copy_for_main(setup.method) if setup.is_main else None
+        model = shard(model, setup.device)
+    return setup.accelerator.prepare_model(model, evaluation_mode=is_sharded)  # True: no DDP
+
+
 def shard(model, device):
     """Divide the parameters of `model` among all processes, in place.
 

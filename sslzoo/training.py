@@ -131,6 +131,7 @@ def make_loader(loader_class, data, views, config, accelerator):
         workers=config.workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        maker=config.views,
     )
     batches = config.epochs * loader.steps_per_epoch
     if batches < config.accumulate:
@@ -150,7 +151,8 @@ def make_method(module, method_config, config, channels, accelerator):
     if accelerator.num_processes > 1 and getattr(method, "sync_batch_norm", True):
         # Statistics of one process would tell the network which views belong together.
         method = sync_batch_norm(method, accelerator.device)
-    return method.to(accelerator.device)
+    # Convolutions read and write channels last fastest: 1.2 to 1.5 times on a CPU (docs/log.md).
+    return method.to(accelerator.device, memory_format=torch.channels_last)
 
 
 def train(setup, *, resume=False):
@@ -180,6 +182,8 @@ def train(setup, *, resume=False):
     trainer.unreadable.update({})
     with partners_named(setup.accelerator, setup.run.path), workers_named():
         trainer.fit()
+    for line in trainer.meters.summary():
+        setup.report.say(line)
     with sharding.gathered(setup):
         if setup.is_main:
             trainer.watch.finish()
@@ -211,18 +215,10 @@ class Trainer:
         if hasattr(self.method, "plan"):
             self.method.plan(self.total_steps, self.loader.steps_per_epoch / config.accumulate)
         self.is_cached = is_cached(registry.method(setup.about["method"]), config)
-        self.model = self.spread(Embedder(self.method) if self.is_cached else self.method)
+        model = Embedder(self.method) if self.is_cached else self.method
+        self.model = sharding.spread(model, setup)
         optimizer = optimizers.of_run(self.method, config, self.peak_lr)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-
-    def spread(self, model):
-        """What the loop calls: the model over all processes, by DDP or in shards."""
-        setup = self.setup
-        is_sharded = self.config.shard and self.accelerator.num_processes > 1
-        if is_sharded:
-            setup.whole = sharding.copy_for_main(self.method) if setup.is_main else None
-            model = sharding.shard(model, setup.device)
-        return self.accelerator.prepare_model(model, evaluation_mode=is_sharded)  # True: no DDP
 
     def fit(self):
         """All steps from where the run stands to its end."""
@@ -365,7 +361,11 @@ class Trainer:
         row = {"step": self.step, "epoch": self.epochs_at(self.step), "lr": self.lr, **means}
         row["gradient_norm"] = float(sharding.full(self.gradient_norm))
         if self.accelerator.scaler is not None:
-            row["skipped_steps"] = self.skipped  # fp16: the gradient overflowed, its scale falls
+            # fp16: where the gradient overflowed the step is skipped and the scale falls.
+            row["skipped_steps"] = self.skipped
+            row["loss_scale"] = self.accelerator.scaler.get_scale()
+        if self.setup.device.type == "cuda":
+            row["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.setup.device) / 2**20
         self.unreadable.update(row)
         with sharding.whole_roots(self.model):
             row |= self.watch.measure(outputs)

@@ -11,7 +11,7 @@ class TrainingConfig:
     """Options of every method."""
 
     data: str = "digits"
-    """Data set by name (see `sslzoo list data`), or a folder of images, or a Parquet file."""
+    """Data set by name (see `sslzoo list data`), or a folder of images, Parquet or tar files."""
     download: bool = False
     """Fetch a named data set where it is missing."""
     out: str = ""
@@ -49,8 +49,9 @@ class TrainingConfig:
     """Averaging factors of adamw, 0 to 1."""
     clip_gradient: float = 0.0
     """Largest norm of the whole gradient; 0 is off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the forward pass; weights and losses stay float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the forward pass; weights and losses stay float32. auto is bf16 on a GPU that
+    has it, fp32 elsewhere."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
     shard: bool = False
@@ -58,6 +59,9 @@ class TrainingConfig:
     are too large for one."""
     workers: int = 0
     """Processes that decode images, per training process; 0 decodes in the training process."""
+    views: Literal["sslops", "torchvision"] = "sslops"
+    """What makes the views of images: sslops.augment, or torchvision's functions, which are slower
+    and equal within a grey level."""
     max_unreadable: int = 0
     """Unreadable images that are skipped and named, in each process; one more stops the run."""
     timeout: int = 600
@@ -75,7 +79,16 @@ class TrainingConfig:
     probe_data: str = ""
     """Labelled data set, by name or path, that both are of; empty is that of the training."""
     probe_layer: str = ""
-    """Layer that both look at, such as layer3 or blocks.5; empty is the encoder's output."""
+    """Layers that both look at: layer3, or several with commas, or all; empty is the encoder's
+    output. Several are logged as linear_accuracy_LAYER."""
+    tracking_every: int = 0
+    """Epochs between two J&F of masks carried through labelled videos; 0 is off."""
+    tracking_data: str = ""
+    """Parquet file of these videos, with a column mask; empty is the data of the training."""
+    tracking_keypoints: str = ""
+    """Parquet file of keypoints in these videos, for PCK; empty is none."""
+    tracking_size: int = 160
+    """Shorter side of their frames as the encoder sees them, in pixels."""
     test_every: int = 0
     """Epochs between two tests of the method's own task on the test split; 0 tests at the end."""
     pictures_every: int = 0

@@ -33,6 +33,27 @@ def true_masks(path, videos):
     return {name: sequence_masks(path, name, cells[name], video) for name, video in videos.items()}
 
 
+def masks_of(path, video):
+    """Masks uint8 [T, H, W] of one video, from a folder of PNGs or a Parquet file."""
+    name = Path(video.name).name
+    if Path(path).is_dir():
+        files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() == ".png")
+        cells = [(number, {"bytes": file.read_bytes()}) for number, file in enumerate(files)]
+    else:
+        cells = cells_of(path, "mask").get(name, [])
+    if len(cells) != len(video):
+        raise DataError(f"{path} has {len(cells)} masks of {name}, which has {len(video)} frames")
+    return sequence_masks(path, name, cells, video)
+
+
+def has_masks(path, video):
+    """Whether a path is a Parquet file with a mask of every frame of the video."""
+    if Path(path).suffix != ".parquet" or "mask" not in pq.read_schema(path).names:
+        return False
+    cells = cells_of(path, "mask")[Path(video.name).name]
+    return all(cell is not None and cell["bytes"] is not None for _, cell in cells)
+
+
 def sequence_masks(path, name, cells, video):
     """The masks of one sequence; they must be those of all its frames and of their size."""
     if any(cell is None or cell["bytes"] is None for _, cell in cells):

@@ -12,7 +12,7 @@ POINTS = 240  # of a curve; a longer one keeps the lowest and highest value of e
 MARKED = 30  # curves of fewer points show each
 
 GROUPS = (
-    ("Probes and tests", re.compile(r"(knn|linear)_accuracy$|test_")),
+    ("Probes and tests", re.compile(r"(knn|linear)_accuracy|test_|tracking_")),
     ("Compute", re.compile(r"images_per_second$|data_wait_share$|peak_memory_mib$")),
     ("Collapse meters", re.compile(
         r"feature_std$|effective_rank$|alignment$|uniformity$|mutual_information|"
