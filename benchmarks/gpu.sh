@@ -8,9 +8,13 @@
 #   benchmarks/gpu.sh sweep OP           an op against its peers, small to large; goes on where an
 #                                        earlier run of the same commit and day stopped
 #   benchmarks/gpu.sh train              whole training steps
+#   benchmarks/gpu.sh beside METHOD      a few epochs of all of CIFAR-10 beside lightly's code
+#   benchmarks/gpu.sh runs METHOD [SEED] 200 epochs of all of CIFAR-10, judged; goes on where an
+#                                        earlier call stopped
 #   benchmarks/gpu.sh --dry-run [PART]   the same at tiny sizes on a CPU (Triton's interpreter)
 #
 # OUT      where JSON and logs go; default benchmarks/results
+# CIFAR10  folder and start of the names of two Parquet files, for beside and runs
 # WHEELS   a folder of wheels; what is in it is installed without an index, peers for example
 # PYTHON   default python3; BUDGET: seconds for one part, default 500
 set -uo pipefail
@@ -94,6 +98,17 @@ sweep() {
 
 train() { part train "$PYTHON" benchmarks/train_step.py ${DRY:+--tiny} --budget "$(left)"; }
 
+beside() {
+    part "beside_$1" "$PYTHON" benchmarks/representations.py ${CIFAR10:+"$CIFAR10"} --full \
+        --method "$1" --seeds 1 ${DRY:+--tiny}
+}
+
+# Their folders stay beside the checkout's sources, so that the next call finds them.
+runs() {
+    part "runs_$1_${2:-0}" "$PYTHON" benchmarks/full_runs.py ${CIFAR10:+"$CIFAR10"} --method "$1" \
+        --seed "${2:-0}" --workers 4 --budget "$(left)" ${DRY:+--tiny --runs "$OUT/runs"}
+}
+
 ops() { (cd benchmarks/baselines && ls *.py | sed 's/\.py$//'); }
 
 all() {
@@ -107,10 +122,17 @@ all() {
 }
 
 prepare
-set -- "${1:-all}" "${2:-}"
+set -- "${1:-all}" "${2:-}" "${3:-}"
 case "$1" in
 tests | ceilings | train | all) "$1" ;;
 engines) engines "${2:-}" ;;
+beside | runs)
+    if [ -z "${2:-}" ]; then
+        echo "gpu.sh $1 METHOD: simclr, moco, dino or mae; see benchmarks/full_runs.py" >&2
+        exit 2
+    fi
+    "$1" "$2" "${3:-}"
+    ;;
 sweep)
     if [ -z "${2:-}" ]; then
         echo "gpu.sh sweep OP: one of" $(ops) >&2

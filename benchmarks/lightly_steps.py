@@ -1,7 +1,8 @@
 """Training steps put together from lightly's parts, around the same backbone as ours.
 
 Each is an nn.Module, made from a backbone and the configuration of our method: forward(views) ->
-loss, after_step(), and transform(size, views) for PIL images, blurred as often as our views.
+loss, after_step(step, total) after `step` of `total` steps, `encoder`, which is judged, and
+transform(size, views) for PIL images, which draws crops, colours and blur as our views do.
 """
 
 import copy
@@ -12,7 +13,18 @@ from lightly import loss as losses
 from lightly import transforms
 from lightly.models import utils
 from lightly.models.modules import heads, masked_autoencoder_timm, masked_vision_transformer_timm
+from lightly.utils.scheduler import cosine_schedule
 from torch import nn
+
+
+def colours(view):
+    """lightly's names for how a view's colours are drawn and normalised."""
+    return dict(
+        cj_prob=view.jitter, cj_strength=1.0, cj_bright=view.brightness,
+        cj_contrast=view.contrast, cj_sat=view.saturation, cj_hue=view.hue,
+        random_gray_scale=view.grayscale,
+        normalize={"mean": list(view.mean), "std": list(view.std)},
+    )  # fmt: skip
 
 
 class SimCLR(nn.Module):
@@ -20,19 +32,25 @@ class SimCLR(nn.Module):
         super().__init__()
         d = backbone.num_features
         self.backbone, self.head = backbone, heads.SimCLRProjectionHead(d, d, 128)
-        self.loss = losses.NTXentLoss(temperature=0.5)
+        self.loss = losses.NTXentLoss(config.temperature)
 
     def forward(self, views):
         # As its example does: the network sees one view after the other.
         z0, z1 = (self.head(self.backbone(x)) for x in views)
         return self.loss(z0, z1)
 
-    def after_step(self):
+    @property
+    def encoder(self):
+        return self.backbone
+
+    def after_step(self, step, total):
         pass
 
     @staticmethod
     def transform(size, views):
-        return transforms.SimCLRTransform(input_size=size, gaussian_blur=views[0].blur)
+        view = views[0]
+        return transforms.SimCLRTransform(input_size=size, min_scale=view.crop_scale[0],
+                                          gaussian_blur=view.blur, **colours(view))  # fmt: skip
 
 
 class MoCo(nn.Module):
@@ -43,6 +61,7 @@ class MoCo(nn.Module):
         self.slow = copy.deepcopy(nn.ModuleList([self.backbone, self.head]))
         utils.deactivate_requires_grad(self.slow)
         self.loss = losses.NTXentLoss(config.temperature, memory_bank_size=(queue, 128))
+        self.momentum = config.key_momentum
 
     def forward(self, views):
         query = self.head(self.backbone(views[0]))
@@ -52,13 +71,19 @@ class MoCo(nn.Module):
             key = utils.batch_unshuffle(head(backbone(x)), shuffle)
         return self.loss(query, key)
 
-    def after_step(self):
+    @property
+    def encoder(self):
+        return self.backbone
+
+    def after_step(self, step, total):
         for fast, slow in zip((self.backbone, self.head), self.slow, strict=True):
-            utils.update_momentum(fast, slow, m=0.999)
+            utils.update_momentum(fast, slow, m=self.momentum)
 
     @staticmethod
     def transform(size, views):
-        return transforms.MoCoV2Transform(input_size=size, gaussian_blur=views[0].blur)
+        view = views[0]
+        return transforms.MoCoV2Transform(input_size=size, min_scale=view.crop_scale[0],
+                                          gaussian_blur=view.blur, **colours(view))  # fmt: skip
 
 
 class MAE(nn.Module):
@@ -84,12 +109,18 @@ class MAE(nn.Module):
         target = utils.get_at_index(utils.patchify(images, self.patch), masked - 1)
         return nn.functional.mse_loss(predicted, utils.normalize_mean_var(target, dim=-1))
 
-    def after_step(self):
+    @property
+    def encoder(self):
+        return self.backbone.vit
+
+    def after_step(self, step, total):
         pass
 
     @staticmethod
     def transform(size, views):
-        return transforms.MAETransform(input_size=size)
+        (view,) = views
+        return transforms.MAETransform(input_size=size, min_scale=view.crop_scale[0],
+                                       normalize=colours(view)["normalize"])  # fmt: skip
 
 
 class DINO(nn.Module):
@@ -107,22 +138,34 @@ class DINO(nn.Module):
         self.student = nn.Sequential(backbone, head)
         self.teacher = nn.Sequential(copy.deepcopy(backbone), taught)
         utils.deactivate_requires_grad(self.teacher)
-        self.loss = losses.DINOLoss(output_dim=K)
+        self.loss = losses.DINOLoss(
+            K, config.warmup_teacher_temperature, config.teacher_temperature,
+            config.warmup_teacher_temperature_epochs, config.student_temperature,
+            config.center_momentum,
+        )  # fmt: skip
+        self.momentum = config.teacher_momentum
 
     def forward(self, views):
         with torch.no_grad():
             taught = [self.teacher(x) for x in views[:2]]
-        return self.loss(taught, [self.student(x) for x in views], epoch=0)
+        return self.loss(taught, [self.student(x) for x in views])
 
-    def after_step(self):
-        utils.update_momentum(self.student, self.teacher, m=0.996)
+    @property
+    def encoder(self):
+        return self.teacher[0]
+
+    def after_step(self, step, total):
+        # Rises to 1 over the run, as in the paper.
+        momentum = cosine_schedule(step - 1, total, self.momentum, 1.0)
+        utils.update_momentum(self.student, self.teacher, m=momentum)
 
     @staticmethod
     def transform(size, views):
         blur = tuple(view.blur for view in (views[0], views[1], views[-1]))
         return transforms.DINOTransform(
-            global_crop_size=size, local_crop_size=views[-1].size, n_local_views=len(views) - 2,
-            gaussian_blur=blur,
+            global_crop_size=size, global_crop_scale=views[0].crop_scale,
+            local_crop_size=views[-1].size, local_crop_scale=views[-1].crop_scale,
+            n_local_views=len(views) - 2, gaussian_blur=blur, **colours(views[0]),
         )  # fmt: skip
 
 

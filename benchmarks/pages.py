@@ -8,6 +8,8 @@ A page holds what is to be quoted between two comments; what is between them is 
     <!-- measured: amd-epyc, headlines -->                the other ops' headline cases
     <!-- measured: amd-epyc, overview -->                 a line for each case of the newest file
     <!-- measured: amd-epyc, steps -->                    whole training steps
+    <!-- measured: amd-epyc, representations -->          whole runs beside lightly's code
+    <!-- measured: nvidia-h200, runs -->                  the recipes on all of CIFAR-10
     <!-- end -->
 
 The first word is the device: the name of its results files without the date.
@@ -21,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 
-from benchmarks import report, results  # noqa: E402
+from benchmarks import report, results, run_tables  # noqa: E402
 
 FOLDER = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -103,13 +105,28 @@ def fastest(rows):
     return min(same, key=report.both_ms)
 
 
-WHOLE = {"headlines": headlines, "overview": overview, "steps": steps}
+def representations(content):
+    records = content.get("representations", [])
+    return run_tables.representations_table(records)[1:] + run_tables.curves_table(records)
+
+
+def runs(content):
+    return run_tables.runs_table(content.get("runs", []))[1:]
+
+
+WHOLE = {
+    "headlines": headlines,
+    "overview": overview,
+    "steps": steps,
+    "representations": representations,
+    "runs": runs,
+}
 
 
 def source(content, op, case, path, page):
     """What the numbers depend on, and where they are written."""
     machine = content["machine"]
-    records = content.get("steps" if op == "steps" else "records", [])
+    records = content.get(op if op in content else "records", [])
     commits = dict.fromkeys(r["commit"] for r in records if not case or r["case"] == case)
     cores = machine["cores"]
     link = f"[results file]({os.path.relpath(path, page.parent)})"

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 
-from benchmarks import results  # noqa: E402
+from benchmarks import results, run_tables  # noqa: E402
 
 
 def by_device(paths):
@@ -184,7 +184,9 @@ def markdown(content):
         *absent_table(content.get("records", [])),
         *ceilings_table(content.get("ceilings", [])),
         *engines_table(content.get("engines", [])),
-        *steps_table(content.get("steps", [])), "",
+        *steps_table(content.get("steps", [])),
+        *run_tables.representations_table(content.get("representations", [])),
+        *run_tables.runs_table(content.get("runs", [])), "",
     ])  # fmt: skip
 
 
@@ -231,6 +233,9 @@ def write(device, content, folder):
     for op in dict.fromkeys(r["op"] for r in content.get("records", [])):
         paths.append(folder / f"{device}_{op}.png")
         plot(op, content["records"], paths[-1])
+    if content.get("representations"):
+        paths.append(folder / f"{device}_representations.png")
+        run_tables.plot_curves(content["representations"], paths[-1])
     return paths
 
 

@@ -17,6 +17,8 @@ KEYS = {
     "ceilings": ("name",),
     "engines": ("question", "case"),
     "steps": ("method", "model"),
+    "representations": ("method", "model", "images", "epochs", "seed"),
+    "runs": ("recipe", "seed", "tiny"),
 }
 
 

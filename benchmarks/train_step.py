@@ -143,7 +143,7 @@ class Lightly:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.method.after_step()
+        self.method.after_step(1, 1000)
 
 
 class TransformedImages(torch.utils.data.Dataset):

@@ -1,8 +1,10 @@
 """Images a second of SimCLR's views on one thread: torchvision on PIL images and sslops.augment.
 
-python benchmarks/views.py
+python benchmarks/views.py                                          the views alone
+python benchmarks/views.py --data shared/data/cifar10 --size 32     sslzoo's loader, two views each
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -15,7 +17,7 @@ from torchvision.transforms import functional
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout that is not installed
 
 import sslops
-from sslops.ops.augment.cases import MEASURED
+from sslops.ops.augment.cases import MEASURED, SIMCLR
 
 ROUNDS = 7
 VIEWS_OF_TORCHVISION = 256 * 32**2  # pixels of a round, about a tenth of a second
@@ -61,7 +63,48 @@ def measure(case):
     print(f"{case.name}: torchvision {theirs:.0f} images/s, sslops {own:.0f}, {own / theirs:.1f}x")
 
 
+def measure_loader(path, size, batch, memory):
+    """Images a second of the loader that trains SimCLR, and of torchvision's views, in turn."""
+    from sslzoo.data import open_data
+    from sslzoo.loader import ViewLoader
+
+    data = open_data(path, memory_limit_mib=memory)
+    spec = sslops.ViewSpec(size, **{**SIMCLR, "blur": 0.5 * (size > 32)})
+    batches = {maker: ViewLoader(data, [spec, spec], batch_size=batch, maker=maker).epoch(0)
+               for maker in ("sslops", "torchvision")}  # fmt: skip
+    batches["PIL"] = pil_batches(data, spec, batch)
+    times = [{maker: seconds(lambda i=i: next(i)) for maker, i in batches.items()}
+             for _ in range(ROUNDS)]  # fmt: skip
+    rates = {maker: batch / statistics.median(t[maker] for t in times) for maker in batches}
+    where = "in memory" if data.images is not None else "decoded one by one"
+    print(f"loader, {data.name}, {where}, 2 views of {size} x {size}, images/s: "
+          f"sslops {rates['sslops']:.0f}; torchvision on PIL images {rates['PIL']:.0f}, "
+          f"{rates['sslops'] / rates['PIL']:.1f}x; --views torchvision {rates['torchvision']:.0f}, "
+          f"{rates['sslops'] / rates['torchvision']:.1f}x")  # fmt: skip
+
+
+def pil_batches(data, spec, batch):
+    """Both views of the images one by one, as a Dataset of torchvision makes them."""
+    transform, order = pipeline(spec), torch.randperm(len(data))
+    for rows in order.split(batch):
+        pictures = [functional.to_pil_image(data.load(i)) for i in rows]
+        yield [torch.stack([transform(p) for p in pictures]) for _ in range(2)]
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="folder, Parquet or tar files; without it the views alone")
+    parser.add_argument("--size", type=int, default=32, help="side of the views in pixels")
+    parser.add_argument("--batch", type=int, default=64, help="images of a round")
+    parser.add_argument("--memory", type=int, default=1024, help="MiB of decoded images; 0 streams")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in MEASURED:
-        measure(case)
+    chosen = parse()
+    if chosen.data:
+        measure_loader(chosen.data, chosen.size, chosen.batch, chosen.memory)
+    else:
+        for case in MEASURED:
+            measure(case)

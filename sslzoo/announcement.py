@@ -33,11 +33,12 @@ def announcement(setup, peak_lr, total_steps, step):
 def subject(setup):
     """Which method, on what data, with which encoder, on which devices."""
     config, data, about = setup.config, setup.data, setup.about
+    precision = setup.accelerator.mixed_precision.replace("no", "fp32")
     millions = backbones.count_parameters(setup.method.backbone) / 1e6
     return (
         f"{about['method']} on {len(data)} {KINDS[about['kind']].things} of {data.name}; "
         f"{config.backbone} of {millions:.2f} M parameters; {setup.device} x "
-        f"{setup.accelerator.num_processes}, {config.precision}"
+        f"{setup.accelerator.num_processes}, {precision}"
     )
 
 

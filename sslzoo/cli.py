@@ -89,7 +89,7 @@ def list_command(argv):
         "backbones": (registry.backbones, "and every model of timm"),
         "data": (
             registry.data_sets,
-            "and paths: folders of images, videos or frames, Parquet files",
+            "and paths: folders of images, videos or frames, Parquet files, tar archives",
         ),
         "evaluators": (registry.evaluators, ""),
         "recipes": (registry.recipes, ""),

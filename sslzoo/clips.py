@@ -12,7 +12,8 @@ from sslzoo import pixels
 from sslzoo.counter_random import Uniform, stream_keys
 from sslzoo.data import DataError
 from sslzoo.loader import MadeByWorkers, ViewLoader
-from sslzoo.views import draw_resized_boxes
+
+CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,32 @@ def draw_clips(spec, seed, epoch, indices, lengths, heights, widths):
     offsets = np.concatenate([np.zeros_like(lengths), gaps.cumsum(1)], 1)
     starts = np.floor(uniform()[:, None] * (lengths - offsets[:, -1:])).astype(np.int64)
     return {"frames": starts + offsets, "crop": crop.astype(np.int64), "flip": flip}
+
+
+def draw_resized_boxes(spec, uniform, height, width):
+    """As torchvision's RandomResizedCrop: ten attempts, else a centre crop.
+
+    Args:
+        height, width: float64 [B, 1], in pixels.
+    """
+    area = height * width * uniform(CROP_ATTEMPTS, *spec.crop_scale)
+    low, high = np.log(spec.crop_ratio)
+    ratio = np.exp(uniform(CROP_ATTEMPTS, low, high))
+    w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.argmax(1)[:, None]
+    w, h = np.take_along_axis(w, first, 1), np.take_along_axis(h, first, 1)
+    place = uniform(2)
+    top = np.floor(place[:, :1] * (height - h + 1))
+    left = np.floor(place[:, 1:] * (width - w + 1))
+
+    none_fits = ~fits.any(1, keepdims=True)
+    nearest = np.clip(width / height, *spec.crop_ratio)
+    w = np.where(none_fits, np.rint(np.minimum(width, height * nearest)), w)
+    h = np.where(none_fits, np.rint(np.minimum(height, width / nearest)), h)
+    top = np.where(none_fits, (height - h) // 2, top)
+    left = np.where(none_fits, (width - w) // 2, left)
+    return np.concatenate([top, left, h, w], 1)
 
 
 class ClipLoader(ViewLoader):

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sslzoo import pixels
 from sslzoo.counter_random import stream_keys
 from sslzoo.data import DataError
-from sslzoo.views import apply_cropped_views, apply_views, draw_parameters
+from sslzoo.torchvision_views import TorchvisionViews
+from sslzoo.views import FileCrops, HeldViews, make_view
 
 
 class Batch(NamedTuple):
@@ -35,10 +35,13 @@ class ViewLoader:
         batch_size: samples in a global batch, over all processes.
         seed: of order and views.
         device: where the views are made.
-        workers: processes that decode and crop images that are not held in memory; 0 is none.
+        workers: processes that decode and crop images that are not held in memory, and make the
+            views of those held in the CPU's; 0 is none.
         rank, world_size: this process and their number.
         drop_last: leave out the last batch if it is smaller; one with fewer samples than
             processes is always left out.
+        maker: "sslops" makes views by sslops.augment; "torchvision" by torchvision's functions, on
+            the CPU and image by image.
 
     Attributes:
         steps_per_epoch: number of batches.
@@ -57,13 +60,13 @@ class ViewLoader:
     things = "images"
 
     def __init__(self, data, specs, *, batch_size, seed=0, device="cpu", workers=0, rank=0,
-                 world_size=1, drop_last=True):  # fmt: skip
+                 world_size=1, drop_last=True, maker="sslops"):  # fmt: skip
         if not batch_size > 0 or batch_size % world_size:
             raise ValueError(
                 f"batch_size must be a positive multiple of the {world_size} processes; "
                 f"got {batch_size}"
             )
-        self.data, self.specs, self.seed = data, list(specs), seed
+        self.data, self.specs, self.seed, self.maker = data, list(specs), seed, maker
         if drop_last and batch_size > self.samples:
             raise DataError(
                 f"batch_size {batch_size} exceeds the {self.samples} {self.things} of {data.name}"
@@ -89,16 +92,13 @@ class ViewLoader:
 
     def make(self, workers):
         """(epoch, first step) -> batches."""
-        if self.data.images is None or self._shrinks_on_cpu():
-            crops = _Crops(self.data, self.specs, self.seed)
-            return MadeByWorkers(self, workers, crops, apply_cropped_views)
-        return _MadeOnDevice(self)
-
-    def _shrinks_on_cpu(self):
-        # Measured: shrinking 224 to 96 image by image takes a fifth of the time of the batched
-        # resampling on a CPU, decoding included.
-        largest = max(self.data.images.shape[-2:])
-        return self.device.type == "cpu" and largest > min(spec.size for spec in self.specs)
+        parts = self.specs, self.seed
+        if self.maker == "torchvision":
+            return MadeByWorkers(self, workers, TorchvisionViews(self.data, *parts))
+        if self.data.images is None:
+            return MadeByWorkers(self, workers, FileCrops(self.data, *parts), make_view)
+        workers = workers if self.device.type == "cpu" else 0  # a GPU makes them at once
+        return MadeByWorkers(self, workers, HeldViews(self.data.images.to(self.device), *parts))
 
     def epoch(self, epoch, first_step=0):
         """The batches of an epoch from `first_step` on, as if those before had been consumed."""
@@ -122,76 +122,53 @@ class ViewLoader:
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield np.array_split(batch, self.world_size)[self.rank]
 
-    def parameters(self, epoch, indices, heights, widths):
-        """The parameters of each view of some samples."""
-        return [
-            draw_parameters(spec, self.seed, epoch, indices, view, heights, widths)
-            for view, spec in enumerate(self.specs)
-        ]
-
     def batch(self, views, indices):
         indices = torch.from_numpy(indices)
         labels = None if self.labels is None else self.labels[indices.to(self.device)]
         return Batch(views, indices, labels)
 
 
-class _MadeOnDevice:
-    """Batches of a set held in memory: all of the work is batched tensor code."""
-
-    def __init__(self, loader):
-        self.loader = loader
-        self.images = loader.data.images.to(loader.device)
-
-    def __call__(self, epoch, first_step):
-        loader = self.loader
-        H, W = self.images.shape[-2:]
-        for indices in loader.shares(epoch, first_step):
-            images = self.images[torch.from_numpy(indices).to(loader.device)]
-            drawn = loader.parameters(epoch, indices, H, W)
-            views = [apply_views(images, s, p) for s, p in zip(loader.specs, drawn, strict=True)]
-            yield loader.batch(views, indices)
-
-
 class MadeByWorkers:
-    """Batches of samples decoded one by one: workers decode and crop, the device does the rest.
+    """Batches whose samples worker processes make, or this process; the device does the rest.
 
     Args:
         loader: ViewLoader.
-        workers: their number; 0 decodes in this process.
-        crops: (epoch, sample numbers) -> crops of every view, their parameters, and what went
+        workers: their number; 0 makes all in this process.
+        samples: (epoch, sample numbers) -> crops of every view, their parameters, and what went
             wrong: in words, or {sample: words} where it was skipped, or None.
-        finish: (crops, spec, parameters) -> one view on the loader's device.
+        finish: (crops, spec, parameters) -> one view on the loader's device; None where the crops
+            are finished views.
     """
 
-    def __init__(self, loader, workers, crops, finish):
-        self.loader, self.finish = loader, finish
-        self.plan = _Plan()
-        self.batches = DataLoader(
-            crops,
-            sampler=self.plan,
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=loader.device.type == "cuda",
-            # Its own, or starting an epoch would draw from the generator that a resumed run needs.
-            generator=torch.Generator(),
-        )
+    def __init__(self, loader, workers, samples, finish=None):
+        self.loader, self.samples, self.finish = loader, samples, finish
+        self.plan, self.batches = _Plan(), None
+        if workers:
+            self.batches = DataLoader(
+                samples,
+                sampler=self.plan,
+                batch_size=None,
+                num_workers=workers,
+                persistent_workers=True,
+                pin_memory=loader.device.type == "cuda",
+                # Its own, or starting an epoch would draw from that which a resumed run needs.
+                generator=torch.Generator(),
+            )
 
     def __call__(self, epoch, first_step):
-        loader = self.loader
-        self.plan.items = [(epoch, indices) for indices in loader.shares(epoch, first_step)]
-        made = iter(self.batches)
+        self.plan.items = [(epoch, indices) for indices in self.loader.shares(epoch, first_step)]
+        here = (self.samples[item] for item in self.plan.items)
+        made = here if self.batches is None else iter(self.batches)
         for _, indices in self.plan.items:
-            crops, drawn, wrong = next(made)
+            views, drawn, wrong = next(made)
             if isinstance(wrong, str):
                 raise DataError(wrong)
             if wrong:
-                loader.data.unreadable.add(wrong)
-            crops = [c.to(loader.device, non_blocking=True) for c in crops]
-            views = [
-                self.finish(c, s, p) for c, s, p in zip(crops, loader.specs, drawn, strict=True)
-            ]
-            yield loader.batch(views, indices)
+                self.loader.data.unreadable.add(wrong)
+            views = [view.to(self.loader.device, non_blocking=True) for view in views]
+            if self.finish:
+                views = [self.finish(*v) for v in zip(views, self.loader.specs, drawn, strict=True)]
+            yield self.loader.batch(views, indices)
 
 
 @contextmanager
@@ -222,31 +199,6 @@ class _Plan:
 
     def __iter__(self):
         return iter(self.items)
-
-
-class _Crops(torch.utils.data.Dataset):
-    """(epoch, sample numbers) -> crops of every view, their parameters, and what went wrong."""
-
-    def __init__(self, data, specs, seed):
-        self.data, self.specs, self.seed = data, specs, seed
-
-    def __getitem__(self, item):
-        epoch, indices = item
-        try:
-            images = [self.data.load(index) for index in indices]
-        except DataError as error:  # an exception would arrive wrapped in a worker's traceback
-            return [], [], str(error)
-        wrong = dict(self.data.unreadable.found)
-        H, W = (np.array([image.shape[side] for image in images]) for side in (-2, -1))
-        crops, drawn = [], []
-        for view, spec in enumerate(self.specs):
-            drawn.append(draw_parameters(spec, self.seed, epoch, indices, view, H, W))
-            boxes = drawn[-1]["crop"].tolist()
-            crops.append(torch.stack([
-                pixels.crop_resize(image, box, spec.size, spec.interpolation)
-                for image, box in zip(images, boxes, strict=True)
-            ]))  # fmt: skip
-        return crops, drawn, wrong
 
 
 def channel_statistics(data, max_images=2000):

@@ -15,6 +15,7 @@ class Meters:
     def __init__(self, images_per_step):
         self.images_per_step = images_per_step
         self._started = time.perf_counter()
+        self.all_seconds = self.all_waited = 0.0  # of the whole run, as far as it was taken
         self._clear()
 
     def _clear(self):
@@ -51,5 +52,13 @@ class Meters:
         row = dict(zip(self.sums, average(means).tolist(), strict=True))
         row["images_per_second"] = self.steps * self.images_per_step / self.seconds
         row["data_wait_share"] = self.waited / self.seconds
+        self.all_seconds += self.seconds
+        self.all_waited += self.waited
         self._clear()
         return row
+
+    def summary(self):
+        """What share of the whole training was spent waiting for data, as lines of text."""
+        if self.all_seconds:
+            share = self.all_waited / self.all_seconds
+            yield f"{100 * share:.1f} % of the training time was spent waiting for data"

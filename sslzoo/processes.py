@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -31,10 +32,20 @@ def start_processes(config, accumulate):
     os.environ.update(slurm_variables(os.environ))
     return Accelerator(
         cpu=config.device == "cpu",
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        mixed_precision=mixed_precision(config),
         gradient_accumulation_steps=accumulate,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
     )
+
+
+def mixed_precision(config):
+    """accelerate's word for the precision of the forward pass."""
+    if config.precision != "auto":
+        return "no" if config.precision == "fp32" else config.precision
+    is_on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    # Emulated, on GPUs before Ampere, it is slower than float32.
+    has_bf16 = is_on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "no"
 
 
 def slurm_variables(environment):

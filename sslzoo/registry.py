@@ -56,7 +56,7 @@ def backbones():
 
 
 def data_sets():
-    """Names of the data sets; a path of a folder or a Parquet file works too."""
+    """Names of the data sets; a path of a folder, Parquet files or tar archives works too."""
     from sslzoo.data import DATASETS
 
     return sorted(DATASETS)

@@ -125,6 +125,7 @@ def make_loader(loader_class, data, views, config, accelerator):
         workers=config.workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        maker=config.views,
     )
     batches = config.epochs * loader.steps_per_epoch
     if batches < config.accumulate:
@@ -144,7 +145,8 @@ def make_method(module, method_config, config, channels, accelerator):
     if accelerator.num_processes > 1 and getattr(method, "sync_batch_norm", True):
         # Statistics of one process would tell the network which views belong together.
         method = sync_batch_norm(method, accelerator.device)
-    return method.to(accelerator.device)
+    # Convolutions read and write channels last fastest: 1.2 to 1.5 times on a CPU (docs/log.md).
+    return method.to(accelerator.device, memory_format=torch.channels_last)
 
 
 def train(setup, *, resume=False):
@@ -174,6 +176,8 @@ def train(setup, *, resume=False):
     trainer.unreadable.update({})
     with partners_named(setup.accelerator, setup.run.path), workers_named():
         trainer.fit()
+    for line in trainer.meters.summary():
+        setup.report.say(line)
     if setup.is_main:
         trainer.watch.finish()
     setup.accelerator.end_training()
@@ -355,6 +359,8 @@ class Trainer:
         row["gradient_norm"] = float(self.gradient_norm)
         if self.accelerator.scaler is not None:
             row["skipped_steps"] = self.skipped  # fp16: the gradient overflowed, its scale falls
+        if self.setup.device.type == "cuda":
+            row["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.setup.device) / 2**20
         self.unreadable.update(row)
         row |= self.watch.measure(outputs, row["epoch"], is_last=self.step == self.total_steps)
         if self.setup.is_main:

@@ -11,7 +11,7 @@ class TrainingConfig:
     """Options of every method."""
 
     data: str = "digits"
-    """Data set by name (see `sslzoo list data`), or a folder of images, or a Parquet file."""
+    """Data set by name (see `sslzoo list data`), or a folder of images, Parquet or tar files."""
     download: bool = False
     """Fetch a named data set where it is missing."""
     out: str = ""
@@ -49,12 +49,16 @@ class TrainingConfig:
     """Averaging factors of adamw, 0 to 1."""
     clip_gradient: float = 0.0
     """Largest norm of the whole gradient; 0 is off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the forward pass; weights and losses stay float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the forward pass; weights and losses stay float32. auto is bf16 on a GPU that
+    has it, fp32 elsewhere."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
     workers: int = 0
     """Processes that decode images, per training process; 0 decodes in the training process."""
+    views: Literal["sslops", "torchvision"] = "sslops"
+    """What makes the views of images: sslops.augment, or torchvision's functions, which are slower
+    and equal within a grey level."""
     max_unreadable: int = 0
     """Unreadable images that are skipped and named, in each process; one more stops the run."""
     timeout: int = 600

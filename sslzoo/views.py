@@ -1,182 +1,109 @@
-"""Random views of images, each a pure function of (seed, epoch, sample, view number).
+"""Random views of images by sslops.augment, and the fixed view of evaluation.
 
-`draw_parameters` turns these four numbers into the parameters of a batch of views by a
-counter-based generator; `apply_views` turns images and parameters into views, all samples of a
-batch at once. No generator has a state, so neither the number of workers, nor the number of
-processes, nor an interruption changes what is seen.
-
-Order: crop, flip, rotation (one resampling), colour jitter, grayscale, blur, solarise, normalise.
-Grayscale may come before the jitter, as in MoCo v1.
+A view is a function of (seed, epoch, sample, view number): `sslops.sample_parameters` draws its
+parameters by a counter-based generator. No generator has a state, so neither the number of
+workers, nor the number of processes, nor an interruption changes what is seen.
 """
 
-import numpy as np
 import torch
 
+import sslops
 from sslops.ops.augment.spec import IMAGENET_MEAN, IMAGENET_STD, ViewSpec  # noqa: F401 shared
 from sslzoo import pixels
-from sslzoo.counter_random import Uniform, stream_keys
-
-CROP_ATTEMPTS = 10
+from sslzoo.data import DataError
 
 
-def draw_parameters(spec, seed, epoch, indices, view, height, width):
-    """Parameters of view number `view` of the samples `indices` in an epoch.
+def make_view(images, spec, parameters):
+    """One view of each image, with given parameters.
 
     Args:
+        images: uint8 [B, C, H, W], C = 1 or 3, on any device.
         spec: ViewSpec.
-        seed, epoch, view: integers.
-        indices: [B] sample numbers.
-        height, width: of the images in pixels; integers, or one value for each sample.
-
-    Returns:
-        Dictionary of CPU tensors, float32 unless stated:
-            crop [B, 4]: top, left, height, width in pixels, whole numbers.
-            flip [B], grayscale [B], solarize [B]: bool.
-            affine [B, 4]: rotation in radians, shear tangent, x and y shift (1 is half the crop).
-            factors [B, 4]: brightness, contrast, saturation; hue shift. 1, 1, 1, 0 change nothing.
-            order [B, 4]: int64, which of these four comes first, second, third and last.
-            blur_sigma [B]: 0 where there is no blur.
-
-    Example:
-        >>> from sslzoo.views import ViewSpec, draw_parameters
-        >>> spec = ViewSpec(size=32)
-        >>> both = draw_parameters(spec, 0, 3, [7, 8], 1, 32, 32)
-        >>> alone = draw_parameters(spec, 0, 3, [8], 1, 32, 32)
-        >>> bool((both["crop"][1] == alone["crop"][0]).all())
-        True
-    """
-    if spec.posterize or spec.erase:
-        raise ValueError("posterize and erase are steps of sslops.augment, not of these views")
-    uniform = Uniform(stream_keys(seed, epoch, view, np.asarray(indices)))
-    parameters = {
-        "crop": draw_boxes(spec, uniform, height, width),
-        "flip": uniform() < spec.flip,
-        "affine": _affine(spec, uniform),
-        **_colours(spec, uniform),
-        "grayscale": uniform() < spec.grayscale,
-    }
-    is_blurred, sigma = uniform() < spec.blur, uniform(None, *spec.blur_sigma)
-    parameters["blur_sigma"] = np.where(is_blurred, sigma, 0.0)
-    parameters["solarize"] = uniform() < spec.solarize
-    return {name: _tensor(value) for name, value in parameters.items()}
-
-
-def _tensor(value):
-    tensor = torch.from_numpy(value)
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def draw_boxes(spec, uniform, height, width):
-    """Boxes of a padded or a resized crop, [B, 4]: top, left, height, width in pixels."""
-    height, width = (
-        np.broadcast_to(np.asarray(x, np.float64), len(uniform.keys))[:, None]
-        for x in (height, width)
-    )
-    if spec.crop_padding:
-        shift = np.floor(uniform(2) * (2 * spec.crop_padding + 1)) - spec.crop_padding
-        return np.concatenate([shift, height, width], 1)
-    return draw_resized_boxes(spec, uniform, height, width)
-
-
-def draw_resized_boxes(spec, uniform, height, width):
-    """As torchvision's RandomResizedCrop: ten attempts, else a centre crop.
-
-    Args:
-        height, width: float64 [B, 1], in pixels.
-    """
-    area = height * width * uniform(CROP_ATTEMPTS, *spec.crop_scale)
-    low, high = np.log(spec.crop_ratio)
-    ratio = np.exp(uniform(CROP_ATTEMPTS, low, high))
-    w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.argmax(1)[:, None]
-    w, h = np.take_along_axis(w, first, 1), np.take_along_axis(h, first, 1)
-    place = uniform(2)
-    top = np.floor(place[:, :1] * (height - h + 1))
-    left = np.floor(place[:, 1:] * (width - w + 1))
-
-    none_fits = ~fits.any(1, keepdims=True)
-    nearest = np.clip(width / height, *spec.crop_ratio)
-    w = np.where(none_fits, np.rint(np.minimum(width, height * nearest)), w)
-    h = np.where(none_fits, np.rint(np.minimum(height, width / nearest)), h)
-    top = np.where(none_fits, (height - h) // 2, top)
-    left = np.where(none_fits, (width - w) // 2, left)
-    return np.concatenate([top, left, h, w], 1)
-
-
-def _affine(spec, uniform):
-    angle = np.deg2rad(uniform(None, -spec.rotate, spec.rotate))
-    shear = np.tan(np.deg2rad(uniform(None, -spec.shear, spec.shear)))
-    shift = uniform(2, -2 * spec.translate, 2 * spec.translate)
-    return np.stack([angle, shear, *shift.T], 1)
-
-
-def _colours(spec, uniform):
-    strength = np.array([spec.brightness, spec.contrast, spec.saturation])
-    low = np.maximum(0, 1 - strength)
-    factors = low + (1 + strength - low) * uniform(3)
-    hue = uniform(1, -spec.hue, spec.hue)
-    is_jittered = (uniform() < spec.jitter)[:, None]
-    neutral = np.array([1.0, 1.0, 1.0, 0.0])
-    return {
-        "factors": np.where(is_jittered, np.concatenate([factors, hue], 1), neutral),
-        "order": np.argsort(uniform(4), axis=1),
-    }
-
-
-def apply_views(images, spec, parameters):
-    """The views of a batch of images with given parameters.
-
-    Args:
-        images: uint8 [B, C, H, W] with C = 1 or 3, on any device.
-        spec: ViewSpec.
-        parameters: from `draw_parameters` for these samples.
+        parameters: of `sslops.sample_parameters` for these samples.
 
     Returns:
         float32 [B, C, size, size], normalised, on the device of `images`.
+
+    Example:
+        >>> import torch, sslops
+        >>> from sslzoo.views import ViewSpec, make_view
+        >>> images, index = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([7, 8])
+        >>> spec = ViewSpec(size=16)
+        >>> drawn = sslops.sample_parameters(spec, 0, 3, index, height=32, width=32)
+        >>> make_view(images, spec, drawn).shape
+        torch.Size([2, 3, 16, 16])
     """
-    crop, flip, affine = (_move(parameters[n], images) for n in ("crop", "flip", "affine"))
-    x = pixels.resample(images, crop, flip, affine, spec.size, spec.interpolation,
-                        clamp=not spec.is_affine)  # fmt: skip
-    return _photometric(x, spec, parameters)
+    return sslops.augment(images, parameters, spec.size, mean=spec.mean, std=spec.std,
+                          interpolation=spec.interpolation, blur_kernel=spec.blur_kernel,
+                          grayscale_first=spec.grayscale_first)  # fmt: skip
 
 
-def apply_cropped_views(crops, spec, parameters):
-    """`apply_views` for images already cropped and resized: uint8 [B, C, size, size]."""
-    flip, affine = (_move(parameters[name], crops) for name in ("flip", "affine"))
-    if spec.is_affine:
-        whole = torch.tensor([[0.0, 0, spec.size, spec.size]], device=crops.device)
-        x = pixels.resample(crops, whole, flip, affine, spec.size, spec.interpolation, clamp=False)
-    else:
-        x = crops.float() / 255
-        x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-    return _photometric(x, spec, parameters)
+class HeldViews(torch.utils.data.Dataset):
+    """(epoch, sample numbers) -> finished views of images held in memory, [], None.
+
+    Worker processes share that memory: forked ones see it, others get a handle of it from torch.
+
+    Args:
+        images: uint8 [N, C, H, W], on the device where the views are made.
+        specs: one ViewSpec for each view.
+        seed: of the views.
+    """
+
+    def __init__(self, images, specs, seed):
+        self.images, self.specs, self.seed = images, specs, seed
+
+    def __getitem__(self, item):
+        epoch, indices = item
+        index = torch.from_numpy(indices).to(self.images.device)
+        images = self.images[index]
+        H, W = images.shape[-2:]
+        drawn = [sslops.sample_parameters(spec, self.seed, epoch, index, view, height=H, width=W)
+                 for view, spec in enumerate(self.specs)]  # fmt: skip
+        views = [make_view(images, *pair) for pair in zip(self.specs, drawn, strict=True)]
+        return views, [], None
 
 
-def _photometric(x, spec, parameters):
-    # Parameters that choose rows stay on the CPU: choosing there does not wait for the device.
-    if spec.grayscale_first:
-        x = _grayscale(x, spec, parameters)
-    if spec.is_jittered:
-        x = pixels.jitter(x, parameters["factors"], parameters["order"])
-    if not spec.grayscale_first:
-        x = _grayscale(x, spec, parameters)
-    if spec.blur:
-        x = pixels.blur(x, parameters["blur_sigma"], spec.blur_kernel or spec.size // 10 | 1)
-    if spec.solarize:
-        is_chosen = _move(parameters["solarize"], x)[:, None, None, None]
-        x = torch.where(is_chosen & (x >= 128 / 255), 1 - x, x)
-    return normalise(x, spec.mean, spec.std)
+class FileCrops(torch.utils.data.Dataset):
+    """(epoch, sample numbers) -> crops uint8 of every view, what else was drawn, what went wrong.
+
+    An image is decoded once for all of its views. The crops are whole grey levels, as torchvision's
+    are on bytes; `make_view` turns them into views on the device.
+
+    Args:
+        data: ImageData whose images are decoded one by one.
+        specs, seed: as of HeldViews.
+    """
+
+    def __init__(self, data, specs, seed):
+        self.data, self.specs, self.seed = data, specs, seed
+
+    def __getitem__(self, item):
+        epoch, indices = item
+        images, wrong = read(self.data, indices)
+        if not images:
+            return [], [], wrong
+        index = torch.from_numpy(indices)
+        H, W = (torch.tensor([image.shape[side] for image in images]) for side in (-2, -1))
+        crops, drawn = [], []
+        for view, spec in enumerate(self.specs):
+            parameters = sslops.sample_parameters(spec, self.seed, epoch, index, view, height=H,
+                                                  width=W)  # fmt: skip
+            boxes = parameters.pop("crop").tolist()
+            crops.append(torch.stack([
+                pixels.crop_resize(image, box, spec.size, spec.interpolation)
+                for image, box in zip(images, boxes, strict=True)
+            ]))  # fmt: skip
+            drawn.append(parameters)
+        return crops, drawn, wrong
 
 
-def _grayscale(x, spec, parameters):
-    if not spec.grayscale:
-        return x
-    return torch.where(_move(parameters["grayscale"], x)[:, None, None, None], pixels.grey(x), x)
-
-
-def _move(parameter, images):
-    return parameter.to(images.device, non_blocking=True)
+def read(data, indices):
+    """Decoded images, and what went wrong: in words, or {sample: words} where it was skipped."""
+    try:
+        images = [data.load(index) for index in indices]
+    except DataError as error:  # an exception would arrive wrapped in a worker's traceback
+        return [], str(error)
+    return images, dict(data.unreadable.found)
 
 
 def normalise(x, mean, std):

@@ -13,7 +13,8 @@ import torch
 
 from sslzoo.data.folder import Files, class_folders, split_folders
 from sslzoo.data.image_data import Chained, DataError, MissingSplit, Picked, check_split
-from sslzoo.data.parquet import class_names, is_parquet, label_tensor, split_files
+from sslzoo.data.parquet import class_names, label_tensor
+from sslzoo.data.splits import is_named, split_files
 
 EXTENSIONS = {".wav", ".flac"}
 AUDIO_COLUMN = "audio"
@@ -160,10 +161,10 @@ def open_audio(spec, split="train", *, label_column=None, **_):
     if split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     path = Path(spec).expanduser()
-    if not is_parquet(path) and not path.is_dir():
+    if not is_named(path, ".parquet") and not path.is_dir():
         what = "is neither a folder of WAV or FLAC files nor a" if path.exists() else "is no"
         raise DataError(f"{spec} {what} Parquet file of sounds")
-    opener = open_table if is_parquet(path) else open_folder
+    opener = open_table if is_named(path, ".parquet") else open_folder
     if split != "all":
         return opener(path, split, label_column)
     parts = [opener(path, "train", label_column)]
@@ -185,7 +186,7 @@ def concatenate(name, parts):
 
 def open_table(path, split, label_column):
     """One split of a Parquet file or of a folder of them."""
-    splits = split_files(path)
+    splits = split_files(path, ".parquet")
     tables = {name: read_table(files) for name, files in splits.items()}
     table = tables[next(iter(tables))]
     if len(tables) == 1 and "split" in table.column_names:

@@ -101,6 +101,11 @@ def below(folder):
     return files
 
 
+def holds_images(folder):
+    """Whether an image file lies anywhere under a folder."""
+    return any(is_image(Path(name)) for _, _, names in os.walk(folder) for name in names)
+
+
 def visible(folder):
     try:
         entries = sorted(folder.iterdir())

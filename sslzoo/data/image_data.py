@@ -239,3 +239,12 @@ def check_split(name, split, available):
     """A MissingSplit unless the data set has this split."""
     if split not in available:
         raise MissingSplit(f"{name} has no {split} split; it has {', '.join(sorted(available))}")
+
+
+def known(labels, where):
+    """The labels, int64 [N]; None where all are negative, which stands for withheld ones."""
+    if (labels < 0).all():  # as the Hugging Face hub marks them
+        return None
+    if (labels < 0).any():
+        raise DataError(f"{where} has negative labels beside others")
+    return labels

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import zlib
 
 import numpy as np
@@ -11,11 +10,10 @@ import pyarrow.parquet as pq
 import torch
 
 from sslzoo.data.decoding import decode
-from sslzoo.data.image_data import DataError, check_split, from_source
+from sslzoo.data.image_data import DataError, check_split, from_source, known
+from sslzoo.data.splits import split_files
 
 IMAGE_COLUMNS = ("image", "img")
-SPLIT_WORDS = dict.fromkeys(("test", "val", "valid", "validation"), "test")
-SPLIT_WORDS |= {"train": "train", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}
 # What pyarrow raises on damaged files.
 DAMAGE = (
     pa.ArrowException,
@@ -25,10 +23,6 @@ DAMAGE = (
     LookupError,
     OverflowError,
     MemoryError,
-)
-# cifar10-train, train-00000-of-00002-3f5a, validation
-NAME = re.compile(
-    rf"^(?:(?P<prefix>.*)[-_.])?(?P<word>{'|'.join(SPLIT_WORDS)})(?:[-_.]\d+[-_]of[-_]\d+.*)?$"
 )
 
 
@@ -90,7 +84,7 @@ def open_parquet(
             such a word are the train split.
         label_column: name of the column of class numbers; None takes `label` where it exists.
     """
-    splits = split_files(path)
+    splits = split_files(path, ".parquet")
     check_split(path, split, splits)
     files = splits[split]
     tables = [read_columns(file, label_column) for file in files]
@@ -108,51 +102,6 @@ def open_parquet(
         labels=labels,
         class_names=names,
     )
-
-
-def is_parquet(path):
-    """Whether a path names Parquet data: a file, a folder holding some, or the start of names."""
-    if path.is_dir():
-        return any(inside(path))
-    return (path.suffix == ".parquet" and path.is_file()) or any(
-        path.parent.glob(f"{path.name}[-_.]*.parquet")
-    )
-
-
-def inside(folder):
-    """Parquet files of a folder and its subfolders (`data/`, `train/`), sorted."""
-    return sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
-
-
-def split_files(path):
-    """Split -> its files, sorted."""
-    if path.is_dir():
-        files = inside(path)
-    elif path.suffix == ".parquet":
-        # The other splits are in files of the same prefix; of its own, the named file alone.
-        prefix, split = prefix_and_split(path)
-        others = sorted(path.parent.glob("*.parquet")) if split else []
-        others = [f for f in others if prefix_and_split(f)[0] == prefix]
-        files = [path] + [f for f in others if prefix_and_split(f)[1] != split]
-    else:
-        files = sorted(path.parent.glob(f"{path.name}[-_.]*.parquet"))
-        files = [f for f in files if prefix_and_split(f)[0] == path.name]
-    prefixes = {prefix_and_split(file)[0] for file in files if prefix_and_split(file)[1]}
-    if len(prefixes) > 1:
-        known = ", ".join(sorted(str(path / (prefix or "")) for prefix in prefixes))
-        raise DataError(f"{path} holds several data sets; name one of {known}")
-    splits = {}
-    for file in files:
-        splits.setdefault(prefix_and_split(file)[1] or "train", []).append(file)
-    return splits
-
-
-def prefix_and_split(file):
-    """('cifar10', 'train') of cifar10-train.parquet; (stem, None) where no split is named."""
-    match = NAME.match(file.stem)
-    if match:
-        return match["prefix"], SPLIT_WORDS[match["word"]]
-    return file.stem, None
 
 
 def read_columns(file, label_column):
@@ -184,12 +133,7 @@ def label_tensor(table, label_column, file):
             f"column {name} of {file} must hold integers; it is {column.type} with "
             f"{column.null_count} empty cells"
         )
-    labels = torch.from_numpy(column.to_numpy().astype(np.int64))
-    if (labels < 0).all():  # how the Hugging Face hub marks withheld labels
-        return None
-    if (labels < 0).any():
-        raise DataError(f"column {name} of {file} has negative labels beside others")
-    return labels
+    return known(torch.from_numpy(column.to_numpy().astype(np.int64)), f"column {name} of {file}")
 
 
 def class_names(schema, label_column):

@@ -1,8 +1,11 @@
-"""Video files, read and written by PyAV: any frame of a file by its number."""
+"""Video files, read and written by PyAV: any frame of a file by its number.
+
+PyAV, the largest of the libraries here, is imported where a video file is opened: all else runs
+without it.
+"""
 
 import functools
 
-import av
 import numpy as np
 import torch
 
@@ -82,6 +85,8 @@ class _Opened:
         self.path = path
 
     def __enter__(self):
+        import av
+
         try:
             self.container = av.open(str(self.path))
         except (av.FFmpegError, OSError) as error:
@@ -92,6 +97,8 @@ class _Opened:
         return self.container, self.container.streams.video[0]
 
     def __exit__(self, kind, error, trace):
+        import av
+
         self.container.close()
         if isinstance(error, av.FFmpegError):
             raise DataError(f"{self.path} is damaged ({error.strerror})") from error
@@ -105,6 +112,8 @@ def write_video(path, frames, rate=24):
         frames: iterable of uint8 [H, W, 3]; sides are cut to even numbers, as the codec needs.
         rate: frames per second.
     """
+    import av
+
     with av.open(str(path), "w", format="mp4") as container:
         stream = None
         for image in frames:

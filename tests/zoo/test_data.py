@@ -208,7 +208,7 @@ def test_unusable_specs_are_refused_in_one_line(tmp_path):
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "zero.parquet")
     for spec, message in {
         empty: "holds no images",
-        tmp_path / "file.txt": "neither a folder nor a Parquet file",
+        tmp_path / "file.txt": "neither a folder nor a Parquet file nor a tar archive",
         tmp_path / "bad.parquet": "not a readable Parquet file",
         tmp_path / "absent.parquet": "no data set or path",
         tmp_path / "text.parquet": "label of .* must hold integers; it is string",

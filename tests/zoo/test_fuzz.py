@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import tarfile
 from argparse import ArgumentError
 
 import pyarrow as pa
@@ -118,6 +119,48 @@ def parquet(tmp_path_factory):
 def test_mutated_parquet_files(tmp_path, parquet, mutations):
     file = tmp_path / "x.parquet"
     file.write_bytes(mutate(parquet, mutations))
+    try:
+        data = open_data(file)
+        images = [data.load(index) for index in range(len(data))]
+    except DataError:
+        return
+    assert all(image.dtype == torch.uint8 and image.ndim == 3 for image in images)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The bytes of a tar archive with three images and their labels, long names among them."""
+    file = tmp_path_factory.mktemp("tar") / "x.tar"
+    with tarfile.open(file, "w") as tar:
+        for i in range(3):
+            buffer = io.BytesIO()
+            Image.new("RGB", (8 + i % 2, 8), (40 * i, 9, 0)).save(buffer, "png")
+            name = f"{i}" * (120 * (i == 1) + 1)
+            label = f'{{"label": {i}}}'.encode()
+            for kind, content in (("png", buffer.getvalue()), ("json", label)):
+                info = tarfile.TarInfo(f"{name}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return file.read_bytes()
+
+
+def with_right_sums(content):
+    """Mutated headers that keep their check sum, or no other fault of one would be reached."""
+    content = bytearray(content)
+    for start in range(0, len(content) - 511, 512):
+        header = content[start : start + 512]
+        if header[257:262] == b"ustar":
+            header[148:156] = b" " * 8
+            content[start + 148 : start + 156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(content)
+
+
+@settings(QUICK, max_examples=300)
+@given(MUTATIONS, st.booleans())
+def test_mutated_tar_archives(tmp_path, archive, mutations, is_summed):
+    file = tmp_path / "x.tar"
+    content = mutate(archive, mutations)
+    file.write_bytes(with_right_sums(content) if is_summed else content)
     try:
         data = open_data(file)
         images = [data.load(index) for index in range(len(data))]

@@ -8,6 +8,9 @@ from sslops import arguments
 from sslops.counter_generator import philox
 
 CROP_ATTEMPTS = 10
+# Purpose -> the blocks of four numbers that it takes; the order is that of their counters.
+BLOCKS = {"crop": CROP_ATTEMPTS // 2, "place": 1, "choices": 1, "affine": 1, "colours": 3,
+          "blur": 1, "posterize": 1, "erase": CROP_ATTEMPTS // 2 + 1}  # fmt: skip
 STREAM = 0x41554700  # of the view numbered 0; masks of the same seed draw from low streams
 
 # Name of a step -> the values that leave a view as it is; the columns of the table in this order.
@@ -102,7 +105,7 @@ def sample_parameters(spec, seed, epoch, index, view=0, *, height, width):
         True
     """
     _check(seed, index, view)
-    draw = _Draws(seed, epoch, index, view)
+    draw = _uniforms(spec, seed, epoch, index, view)
     height, width = (_sides(side, index) for side in (height, width))
     drawn = {"crop": _crop(spec, draw, height, width), **_yes_or_no(spec, draw)}
     if spec.is_affine:
@@ -110,11 +113,11 @@ def sample_parameters(spec, seed, epoch, index, view=0, *, height, width):
     if spec.is_jittered:
         drawn.update(_colours(spec, draw))
     if spec.blur:
-        u = draw(2, "blur")
+        u = draw["blur"]
         sigma = _between(u[:, 1], *spec.blur_sigma)
         drawn["blur_sigma"] = torch.where(u[:, 0] < spec.blur, sigma, 0.0)
     if spec.posterize:
-        chosen = draw(1, "posterize")[:, 0] < spec.posterize
+        chosen = draw["posterize"][:, 0] < spec.posterize
         drawn["posterize"] = torch.where(chosen, spec.posterize_bits, 8)
     if spec.erase:
         drawn["erase"] = _erase(spec, draw)
@@ -137,23 +140,21 @@ def _check(seed, index, view):
             raise ValueError(f"{name} must be in [0, {most}); got {value}")
 
 
-class _Draws:
-    """Uniform numbers of each sample; every purpose has counters of its own."""
-
-    # So turning a step on or off leaves the draws of the others as they are.
-    PURPOSES = "crop", "place", "choices", "affine", "colours", "blur", "posterize", "erase"
-
-    def __init__(self, seed, epoch, index, view):
-        self.seed, self.epoch, self.index, self.stream = seed, epoch, index, STREAM + view
-
-    def __call__(self, count, purpose):
-        """[B, count] in [0, 1), multiples of 2**-24."""
-        first = 64 * self.PURPOSES.index(purpose)
-        blocks = (count + 3) // 4
-        block = first + torch.arange(blocks, device=self.index.device)[None, :]
-        words = philox(self.seed, (block, self.index[:, None], self.epoch, self.stream))
-        words = torch.stack(words, dim=-1).flatten(1)[:, :count]
-        return (words >> 8).float() * 2.0**-24
+def _uniforms(spec, seed, epoch, index, view):
+    """{purpose: numbers [B, n] in [0, 1), multiples of 2**-24} of the steps that `spec` takes."""
+    is_used = {"crop": not spec.crop_padding, "place": True, "choices": True,
+               "affine": spec.is_affine, "colours": spec.is_jittered, "blur": spec.blur,
+               "posterize": spec.posterize, "erase": spec.erase}  # fmt: skip
+    # Every purpose has counters of its own, so turning one on leaves the draws of the others as
+    # they are; all come from one call, since a call is many small operations.
+    counts = {purpose: BLOCKS[purpose] for purpose in is_used if is_used[purpose]}
+    first = [64 * list(BLOCKS).index(purpose) for purpose in counts]
+    block = torch.cat([torch.arange(f, f + n, device=index.device)
+                       for f, n in zip(first, counts.values(), strict=True)])  # fmt: skip
+    words = philox(seed, (block[None, :], index[:, None], epoch, STREAM + view))
+    numbers = (torch.stack(words, dim=-1) >> 8).float() * 2.0**-24
+    pieces = numbers.split(list(counts.values()), dim=1)
+    return {purpose: u.flatten(1) for purpose, u in zip(counts, pieces, strict=True)}
 
 
 def _between(u, low, high):
@@ -161,7 +162,7 @@ def _between(u, low, high):
 
 
 def _yes_or_no(spec, draw):
-    u = draw(3, "choices")
+    u = draw["choices"]
     names = "flip", "grayscale", "solarize"
     return {name: u[:, i] < getattr(spec, name)
             for i, name in enumerate(names) if getattr(spec, name)}  # fmt: skip
@@ -169,11 +170,11 @@ def _yes_or_no(spec, draw):
 
 def _crop(spec, draw, height, width):
     """As torchvision's RandomResizedCrop (ten attempts, else the centre), or a shifted image."""
-    place = draw(2, "place")
+    place = draw["place"]
     if spec.crop_padding:
-        shift = (place * (2 * spec.crop_padding + 1)).floor() - spec.crop_padding
+        shift = (place[:, :2] * (2 * spec.crop_padding + 1)).floor() - spec.crop_padding
         return torch.cat([shift, height[:, None], width[:, None]], 1)
-    u = draw(2 * CROP_ATTEMPTS, "crop")
+    u = draw["crop"]
     area = (height * width)[:, None] * _between(u[:, :CROP_ATTEMPTS], *spec.crop_scale)
     ratio = _between(u[:, CROP_ATTEMPTS:], *map(math.log, spec.crop_ratio)).exp()
     w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
@@ -199,10 +200,10 @@ def _centre_crop(spec, height, width):
 
 
 def _affine(spec, draw):
-    u = 2 * draw(4, "affine") - 1
+    u = 2 * draw["affine"] - 1
     angle, shear = (u[:, i] * math.radians(x) for i, x in ((0, spec.rotate), (1, spec.shear)))
     # torchvision shifts by whole pixels.
-    shift = (u[:, 2:] * spec.translate * spec.size).round() * (2 / spec.size)
+    shift = (u[:, 2:4] * spec.translate * spec.size).round() * (2 / spec.size)
     return affine_matrix(angle, shear, shift)
 
 
@@ -222,18 +223,18 @@ def affine_matrix(angle, shear, shift):
 
 
 def _colours(spec, draw):
-    u = draw(9, "colours")
+    u = draw["colours"]
     bounds = [(max(0.0, 1 - s), 1 + s) for s in (spec.brightness, spec.contrast, spec.saturation)]
     bounds.append((-spec.hue, spec.hue))
     factors = torch.stack([_between(u[:, i], *bound) for i, bound in enumerate(bounds)], 1)
-    factors = torch.where(u[:, 8:] < spec.jitter, factors, _rows(u, NEUTRAL["factors"]))
+    factors = torch.where(u[:, 8:9] < spec.jitter, factors, _rows(u, NEUTRAL["factors"]))
     return {"factors": factors, "order": u[:, 4:8].argsort(dim=1, stable=True)}
 
 
 def _erase(spec, draw):
     """As torchvision's RandomErasing: the first of ten rectangles smaller than the view."""
-    u = draw(2 * CROP_ATTEMPTS + 3, "erase")
-    S, attempts = spec.size, u[:, 3:]
+    u = draw["erase"]
+    S, attempts = spec.size, u[:, 3 : 3 + 2 * CROP_ATTEMPTS]
     area = S * S * _between(attempts[:, :CROP_ATTEMPTS], *spec.erase_scale)
     ratio = _between(attempts[:, CROP_ATTEMPTS:], *map(math.log, spec.erase_ratio)).exp()
     h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()

@@ -15,8 +15,7 @@ class ViewSpec:
         crop_scale: smallest and largest share of the image's area in a crop.
         crop_ratio: smallest and largest width / height of a crop.
         crop_padding: in place of such a crop, the whole image shifted by up to so many of its own
-            pixels either way in x and y; 0 is off. What lies beyond the border is black where
-            images are shrunk one by one, and repeats the border otherwise.
+            pixels either way in x and y; 0 is off. What lies beyond the border is black.
         flip: probability of a horizontal flip.
         jitter: probability of colour jitter.
         brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x].
