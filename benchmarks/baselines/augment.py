@@ -54,9 +54,8 @@ def on_one_thread(function):
     return run
 
 
-def torchvision(case, module, as_floats):
+def torchvision(spec, module, as_floats):
     """One module's transforms of a single image, which end with as_floats and the normalisation."""
-    spec = case.spec
     strengths = spec.brightness, spec.contrast, spec.saturation, spec.hue
     steps = [
         module.RandomResizedCrop(spec.size, spec.crop_scale, antialias=True),
@@ -74,7 +73,7 @@ def on_pil_images(case):
     from PIL import Image
     from torchvision import transforms
 
-    transform = torchvision(case, transforms, transforms.ToTensor())
+    transform = torchvision(case.spec, transforms, transforms.ToTensor())
 
     def views(images, index, like):
         arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -86,7 +85,7 @@ def on_pil_images(case):
 def on_tensors(case):
     from torchvision.transforms import v2
 
-    transform = torchvision(case, v2, v2.ToDtype(torch.float32, scale=True))
+    transform = torchvision(case.spec, v2, v2.ToDtype(torch.float32, scale=True))
 
     def views(images, index, like):
         return torch.stack([transform(image) for image in images]).to(like)
