@@ -3,6 +3,7 @@
 # make test-gpu    those for a GPU;  make test-sanitizer: the CUDA kernels under compute-sanitizer
 # make test-asan    the CPU kernels under the address sanitizer (gcc)
 # make bench   every op against its peers and its floor: measures, writes benchmarks/results/
+# make docs    the documentation as a site in build/site; a warning is an error
 # make lint    style;           make clean: away with all that was built here
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # Threads that wait sleep: measured 7 times as fast where other programs use the same cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all test-gpu test-sanitizer test-asan bench lint clean
+.PHONY: demo test test-all test-gpu test-sanitizer test-asan bench docs lint clean
 
 demo: .venv/zoo.stamp
 	$(BIN)/sslzoo demo
@@ -61,6 +62,9 @@ bench: .venv/bench.stamp
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/pages.py
 
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -76,12 +80,17 @@ $(BIN)/python:
 .venv/dev.stamp: $(SOURCES) | $(BIN)/python
 	@echo "Installing into .venv and compiling: a few minutes the first time."
 	$(PIP) -e '.[zoo,dev]'
-	touch .venv/zoo.stamp $@
+	touch .venv/zoo.stamp .venv/docs.stamp $@
 
 .venv/bench.stamp: $(SOURCES) | $(BIN)/python
 	@echo "Installing the peers into .venv and compiling: some minutes the first time."
 	$(PIP) -e '.[zoo,bench]'
 	touch .venv/zoo.stamp $@
+
+.venv/docs.stamp: $(SOURCES) | $(BIN)/python
+	@echo "Installing into .venv and compiling: a few minutes the first time."
+	$(PIP) -e '.[docs]'
+	touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

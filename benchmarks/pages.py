@@ -8,13 +8,16 @@ A page holds what is to be quoted between two comments; what is between them is 
     <!-- measured: amd-epyc, headlines -->                the other ops' headline cases
     <!-- measured: amd-epyc, overview -->                 a line for each case of the newest file
     <!-- measured: amd-epyc, steps -->                    whole training steps
+    <!-- measured: amd-epyc, views -->                    random views
     <!-- measured: amd-epyc, representations -->          whole runs beside lightly's code
     <!-- measured: nvidia-h200, runs -->                  the recipes on all of CIFAR-10
     <!-- end -->
 
-The first word is the device: the name of its results files without the date.
+The first word is the device: the name of its results files without the date. A page in another
+language, such as README.zh-CN.md, gets the same numbers with the phrases of data/<language>.json.
 """
 
+import json
 import os
 import re
 import sys
@@ -26,7 +29,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 from benchmarks import report, results, run_tables  # noqa: E402
 
 FOLDER = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"<!-- measured: ([\w-]+), (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -35,7 +38,7 @@ def refreshed(text, page, folder=FOLDER):
 
     def block(match):
         device, what = match.groups()
-        found = quotation(device, what, page, folder)
+        found = translated(quotation(device, what, page, folder), page)
         return "\n".join([f"<!-- measured: {device}, {what} -->", *found, "<!-- end -->"])
 
     return BLOCK.sub(block, text)
@@ -55,6 +58,17 @@ def quotation(device, what, page, folder):
     return ["Not measured yet."]
 
 
+def translated(lines, page):
+    """Lines in the language of a page, README.zh-CN.md: the longest phrases first."""
+    language = page.stem.partition(".")[2]
+    if not language:
+        return lines
+    phrases = json.loads((ROOT / "benchmarks" / "data" / f"{language}.json").read_text())
+    for phrase in sorted(phrases, key=len, reverse=True):
+        lines = [line.replace(phrase, phrases[phrase]) for line in lines]
+    return lines
+
+
 def case_lines(content, op, case):
     rows = [r for r in content.get("records", []) if (r["op"], r["case"]) == (op, case)]
     if not rows:
@@ -70,6 +84,10 @@ def overview(content):
 
 def steps(content):
     return report.steps_table(content.get("steps", []))[1:]
+
+
+def views(content):
+    return report.views_table(content.get("views", []))
 
 
 # What the README shows beside NT-Xent.
@@ -120,6 +138,7 @@ WHOLE = {
     "steps": steps,
     "representations": representations,
     "runs": runs,
+    "views": views,
 }
 
 

@@ -154,6 +154,19 @@ def engines_table(records):
     return lines
 
 
+def views_table(records):
+    """Random views: images a second of each way, and how many times torchvision's that is."""
+    if not records:
+        return []
+    lines = ["| case | by | images/s | × torchvision |", "|---" * 4 + "|"]
+    for group in results.grouped("views", records).values():
+        theirs = group[-1]["images_per_second"]
+        for r in group:
+            rate = r["images_per_second"]
+            lines.append(f"| {r['case']} | {r['by']} | {rate:.0f} | {rate / theirs:.1f} |")
+    return lines
+
+
 def steps_table(records):
     if not records:
         return []

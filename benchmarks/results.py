@@ -1,6 +1,7 @@
 """The results file of a device and a day: benchmarks/results/<device>_<date>.json.
 
-{"machine": what the numbers depend on, "records": times of ops, "ceilings": ..., "engines": ...}
+{"machine": what the numbers depend on, "records": times of ops, "ceilings": ..., "engines": ...,
+ "steps": whole training steps, "views": random views}
 
 Records are written as they come, so that a run cut short leaves those it has.
 """
@@ -19,6 +20,7 @@ KEYS = {
     "steps": ("method", "model"),
     "representations": ("method", "model", "images", "epochs", "seed"),
     "runs": ("recipe", "seed", "tiny"),
+    "views": ("case",),
 }
 
 

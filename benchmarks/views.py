@@ -1,6 +1,6 @@
 """Images a second of SimCLR's views on one thread: torchvision on PIL images and sslops.augment.
 
-python benchmarks/views.py                                          the views alone
+python benchmarks/views.py                                          the views alone; --json keeps it
 python benchmarks/views.py --data shared/data/cifar10 --size 32     sslzoo's loader, two views each
 """
 
@@ -17,7 +17,9 @@ from torchvision.transforms import functional
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout that is not installed
 
 import sslops
+from benchmarks import results
 from benchmarks.baselines.augment import torchvision
+from benchmarks.measure import machine
 from sslops.ops.augment.cases import MEASURED, SIMCLR
 
 ROUNDS = 7
@@ -43,7 +45,7 @@ def seconds(function):
 
 
 def measure(case):
-    """Images a second of both, medians of rounds in turn."""
+    """Images a second of both, medians of rounds in turn: two records."""
     images, transform = case.images(), pipeline(case.spec)
     count = max(8, VIEWS_OF_TORCHVISION // case.size**2)
     pictures = [functional.to_pil_image(image) for image in images[:count]]
@@ -52,6 +54,8 @@ def measure(case):
              for epoch in range(ROUNDS)]  # fmt: skip
     theirs, own = (1 / statistics.median(t) for t in zip(*times, strict=True))
     print(f"{case.name}: torchvision {theirs:.0f} images/s, sslops {own:.0f}, {own / theirs:.1f}x")
+    return [dict(case=case.name, by=by, images_per_second=rate)
+            for by, rate in (("sslops", own), ("torchvision on PIL images", theirs))]  # fmt: skip
 
 
 def measure_loader(path, size, batch, memory):
@@ -88,6 +92,7 @@ def parse():
     parser.add_argument("--size", type=int, default=32, help="side of the views in pixels")
     parser.add_argument("--batch", type=int, default=64, help="images of a round")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of decoded images; 0 streams")
+    parser.add_argument("--json", action="store_true", help="write the results file")
     return parser.parse_args()
 
 
@@ -97,5 +102,6 @@ if __name__ == "__main__":
     if chosen.data:
         measure_loader(chosen.data, chosen.size, chosen.batch, chosen.memory)
     else:
-        for case in MEASURED:
-            measure(case)
+        records = [record for case in MEASURED for record in measure(case)]
+        if chosen.json:
+            print(f"wrote {results.add(machine('cpu'), 'views', records)}")

@@ -325,7 +325,7 @@ def main(arguments=None):
         return main_of_rank(None, options)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(main_of_rank, (options, folder), nprocs=options.world_size)
-        return report([Found(*f) for f in torch.load(f"{folder}/found.pt")])
+        return report([Found(*f) for f in torch.load(f"{folder}/found.pt", weights_only=True)])
 
 
 if __name__ == "__main__":

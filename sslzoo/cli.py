@@ -19,7 +19,7 @@ usage: sslzoo COMMAND ...
   pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
   evaluate PROTOCOL|all BACKBONE ...                 judge a run, a checkpoint or a model of timm
   report RUN... [--out FILE]                         one HTML page of a run, or of several
-  propagate CHECKPOINT --video PATH --mask PNG ...   carry a mask through a video
+  propagate CHECKPOINT --video PATH --mask PNG ...   carry a mask through a video, and score it
   import FILE --out FOLDER                           official weights to a backbone of ours
   export RUN --to LAYOUT --out PATH                  a backbone for timm, torchvision and others
   doctor [--json]                                    what this machine can do, and a self-test
@@ -206,7 +206,8 @@ def propagate_command(argv):
         path, config = options.parse_propagate(argv)
     from sslzoo.track import propagate
 
-    print(f"written to {propagate(path, config)}")
+    show_result(propagate(path, config))
+    print(f"written to {config.out}")
     return 0
 
 

@@ -112,11 +112,18 @@ class PatchGridEncoder(nn.Module):
         self.above = nn.Sequential(*(RowsAbove(width) for _ in range(4)))
         self.latent_width = self.num_features = width
 
-    def latents(self, x):
+    def patches(self, x):
+        """[B, R, J, channels, side, side]."""
         patches = x.unfold(2, self.patch, self.patch // 2).unfold(3, self.patch, self.patch // 2)
-        B, _, R, J = patches.shape[:4]
-        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-        return self.convolutions(patches).mean((2, 3)).view(B, R, J, -1)
+        return patches.permute(0, 2, 3, 1, 4, 5)
+
+    def encode(self, patches):
+        """Latents [B, R, J, C] of patches."""
+        z = self.convolutions(patches.flatten(0, 2)).mean((2, 3))
+        return z.view(*patches.shape[:3], -1)
+
+    def latents(self, x):
+        return self.encode(self.patches(x))
 
     def context(self, z):
         return self.above(z.movedim(-1, 1)).movedim(1, -1)

@@ -16,6 +16,7 @@ OBJECT_COLORS = ((220, 50, 47), (38, 139, 210), (133, 153, 0), (211, 54, 130), (
                  (42, 161, 152), (108, 113, 196), (203, 75, 22))  # fmt: skip
 WHITE = (255, 255, 255)
 TILE_WIDTH = 320
+SHEET_COLUMNS = 6  # of a sheet with a row for each sequence
 DOT = 4  # radius of a joint in a picture, in pixels
 
 
@@ -110,6 +111,15 @@ def draw_joints(picture, places, truth):
             draw.line((x, y, true_x, true_y), fill=WHITE)
             draw.circle((x, y), DOT, fill=OBJECT_COLORS[number % len(OBJECT_COLORS)])
     return np.array(image)
+
+
+def joint_tiles(video, frames, tracked, truth):
+    """A row of a sheet: tracked joints [A, K, 2] and true ones [A, K, 3] of some of the frames."""
+    tiles = []
+    for k in np.linspace(0, len(frames) - 1, SHEET_COLUMNS).round().astype(int):
+        frame = video.frames([frames[k]])[0].permute(1, 2, 0).numpy()
+        tiles.append(tile(draw_joints(frame, tracked[k], truth[k])))
+    return tiles
 
 
 def tile(picture):

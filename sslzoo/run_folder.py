@@ -254,11 +254,16 @@ def load_method(path, *, trained=True):
     options = state["options"]
     torch.manual_seed(options["seed"])
     backbone = build_backbone(state["about"])
-    config = module.Config(**{f.name: options[f.name] for f in fields(module.Config)})
-    method = registry.method_class(module)(backbone, config)
+    method = registry.method_class(module)(backbone, method_config(module, options))
     if trained:
         method.load_state_dict(state["method"])
     return method.eval()
+
+
+def method_config(module, options):
+    """The method's Config of a run; options that came after the run have their defaults."""
+    names = {f.name for f in fields(module.Config)}
+    return module.Config(**{name: options[name] for name in names & options.keys()})
 
 
 def load_untrained(path):
@@ -268,8 +273,7 @@ def load_untrained(path):
     module = registry.method(about["method"])
     torch.manual_seed(options["seed"])
     backbone = build_backbone(about)
-    config = module.Config(**{f.name: options[f.name] for f in fields(module.Config)})
-    method = registry.method_class(module)(backbone, config)
+    method = registry.method_class(module)(backbone, method_config(module, options))
     return method.backbone.eval(), about
 
 

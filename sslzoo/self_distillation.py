@@ -11,7 +11,7 @@ from timm.models import VisionTransformer
 from torch import nn
 
 from sslzoo import backbones
-from sslzoo.views import ViewSpec
+from sslzoo.views import ViewSpec, whole_blur
 
 # timm's names say what they are; of ours, these are ViTs.
 OWN_VITS = {name for name in backbones.OWN if name.startswith("vit_")}
@@ -25,8 +25,9 @@ def multi_crop_views(config, image_size, global_size=None):
         image_size: side of the global crops, in pixels, unless global_size is given.
     """
     share = config.blur
+    local_size, global_size = config.local_size or image_size // 2, global_size or image_size
     local = ViewSpec(
-        size=config.local_size or image_size // 2,
+        size=local_size,
         crop_scale=config.local_crop_scale,
         flip=config.flip,
         jitter=0.8,
@@ -37,10 +38,11 @@ def multi_crop_views(config, image_size, global_size=None):
         grayscale=0.2,
         blur=0.5 * share,
         blur_sigma=(0.1, 2.0),
+        blur_kernel=whole_blur(local_size),
         interpolation="bicubic",
     )
-    first = replace(local, size=global_size or image_size, crop_scale=config.global_crop_scale,
-                    blur=1.0 * share)  # fmt: skip
+    first = replace(local, size=global_size, crop_scale=config.global_crop_scale,
+                    blur=1.0 * share, blur_kernel=whole_blur(global_size))  # fmt: skip
     second = replace(first, blur=0.1 * share, solarize=0.2)
     return [first, second, *[local] * config.local_crops]
 

@@ -23,14 +23,15 @@ class Tracker:
         layer: name of the layer whose map is taken; None takes the embeddings of a method that
             has some of its own, or else the encoder's last map.
         config: sslzoo.tracking_config.TrackerConfig.
+        method: one in training that embeds videos itself; None takes that of the subject's run.
     """
 
-    def __init__(self, subject, layer, config):
+    def __init__(self, subject, layer, config, method=None):
         if subject.about["channels"] != 3 or subject.about.get("kind") == "audio":
             raise DataError(f"{subject.source} takes no RGB images, which videos are made of")
         self.device, self.short_side = subject.device, config.size
         self.patch = patch_size(subject.backbone)
-        method = own_method(subject, layer)
+        method = method or own_method(subject, layer)
         self.protocol = chosen_protocol(config, method)
         self.embed, self.description = embedding(subject, layer, method)
 

@@ -36,7 +36,14 @@ class PropagateConfig(TrackerConfig):
     video: str = ""
     """Video file, folder of frames, or Parquet file of frames."""
     mask: str = ""
-    """PNG of the first frame's size: 0 is background, every other value an object."""
+    """PNG of the first frame's size: 0 is background, every other value an object. Empty takes the
+    first of the true masks."""
+    truth: str = ""
+    """True masks, which J, F and J&F are measured by: a folder with a PNG for each frame, or a
+    Parquet file with a column mask. Empty takes those beside the frames of a Parquet file."""
+    keypoints: str = ""
+    """Parquet file with columns sequence, frame_index and keypoints, to carry them too and measure
+    PCK; empty for none."""
     sequence: str = ""
     """Name of the video, where the path holds several."""
     out: str = "propagated"
@@ -58,6 +65,5 @@ class PropagateConfig(TrackerConfig):
         super().__post_init__()
         if self.rate < 1:
             raise ValueError(f"rate must be 1 frame per second or more; got {self.rate}")
-        for name in ("video", "mask"):
-            if not getattr(self, name):
-                raise ValueError(f"propagate needs --{name}")
+        if not self.video:
+            raise ValueError("propagate needs --video")

@@ -358,7 +358,9 @@ class Trainer:
         row = {"step": self.step, "epoch": self.epochs_at(self.step), "lr": self.lr, **means}
         row["gradient_norm"] = float(self.gradient_norm)
         if self.accelerator.scaler is not None:
-            row["skipped_steps"] = self.skipped  # fp16: the gradient overflowed, its scale falls
+            # fp16: where the gradient overflowed the step is skipped and the scale falls.
+            row["skipped_steps"] = self.skipped
+            row["loss_scale"] = self.accelerator.scaler.get_scale()
         if self.setup.device.type == "cuda":
             row["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.setup.device) / 2**20
         self.unreadable.update(row)

@@ -76,7 +76,16 @@ class TrainingConfig:
     probe_data: str = ""
     """Labelled data set, by name or path, that both are of; empty is that of the training."""
     probe_layer: str = ""
-    """Layer that both look at, such as layer3 or blocks.5; empty is the encoder's output."""
+    """Layers that both look at: layer3, or several with commas, or all; empty is the encoder's
+    output. Several are logged as linear_accuracy_LAYER."""
+    tracking_every: int = 0
+    """Epochs between two J&F of masks carried through labelled videos; 0 is off."""
+    tracking_data: str = ""
+    """Parquet file of these videos, with a column mask; empty is the data of the training."""
+    tracking_keypoints: str = ""
+    """Parquet file of keypoints in these videos, for PCK; empty is none."""
+    tracking_size: int = 160
+    """Shorter side of their frames as the encoder sees them, in pixels."""
     test_every: int = 0
     """Epochs between two tests of the method's own task on the test split; 0 tests at the end."""
     pictures_every: int = 0

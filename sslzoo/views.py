@@ -13,6 +13,14 @@ from sslzoo import pixels
 from sslzoo.data import DataError
 
 
+def whole_blur(size):
+    """A blur kernel's width in pixels that cuts off nothing within 3 deviations of 2 pixels.
+
+    The blur of MoCo and DINO is PIL's, which has no width; SimCLR's is a tenth of the view wide.
+    """
+    return min(13, 2 * size - 1)
+
+
 def make_view(images, spec, parameters):
     """One view of each image, with given parameters.
 

@@ -15,9 +15,10 @@ from sslzoo.evaluation import (
     linear_probe,
     plot_embedding,
 )
-from sslzoo.evaluation.features import evaluation_views
+from sslzoo.evaluation.features import evaluation_views, extract_layers
 from sslzoo.evaluation.knn import check_labels
 from sslzoo.kinds import KINDS
+from sslzoo.live_tracking import LiveTracking
 from sslzoo.loader import ViewLoader
 from sslzoo.recalibration import recalibrate
 from sslzoo.views import normalise
@@ -52,6 +53,9 @@ class Watch:
         self.test_epoch = 0
         self._test = None
         self._probed = self.probe_sets()
+        self.layers = [None] if self._probed is None else self.probe_layers()
+        self.tracked_epoch = 0
+        self._tracking = LiveTracking(setup) if setup.config.tracking_every else None
         self.warned = False
 
     @torch.no_grad()
@@ -71,6 +75,7 @@ class Watch:
         if self.setup.is_main:
             row |= self.accuracy(epoch)
             row |= self.test_scores(epoch, is_last)
+            row |= self.tracking(epoch)
         return row
 
     @torch.no_grad()
@@ -88,10 +93,19 @@ class Watch:
         batches = ViewLoader(some(test), self.setup.loader.specs, device=self.setup.device,
                              batch_size=min(config.batch_size, len(some(test))),
                              seed=config.seed, workers=config.workers).epoch(0)  # fmt: skip
-        rows = [method.test_scores(batch.views, step) for step, batch in enumerate(batches)]
+        rows = [
+            scalars(method.test_scores(batch.views, step)) for step, batch in enumerate(batches)
+        ]
         method.train(was_training)
         return {f"test_{name}": float(torch.stack([row[name] for row in rows]).mean())
-                for name, value in rows[0].items() if value.ndim == 0}  # fmt: skip
+                for name in rows[0]}  # fmt: skip
+
+    def tracking(self, epoch):
+        """J&F and PCK of labelled videos, in the epochs when they are due."""
+        every, last = self.setup.config.tracking_every, self.tracked_epoch
+        self.tracked_epoch = epoch
+        is_due = every and epoch // every > last // every
+        return self._tracking.scores(self.encoder()) if is_due else {}
 
     @torch.no_grad()
     def draw(self, epoch):
@@ -106,7 +120,10 @@ class Watch:
         method.train(was_training)
 
     def accuracy(self, epoch):
-        """kNN accuracy and linear probe of the frozen features, in the epochs when they are due."""
+        """kNN accuracy and linear probe of the frozen features, in the epochs when they are due.
+
+        Of several layers each has its own, such as linear_accuracy_layer3.
+        """
         config, last = self.setup.config, self.probed_epoch
         self.probed_epoch = epoch
         probes = {"knn_accuracy": (config.knn_every, knn), "linear_accuracy": (config.linear_every,
@@ -115,9 +132,22 @@ class Watch:
                if every and epoch // every > last // every}  # fmt: skip
         if not due or self._probed is None:
             return {}
-        backbone, layer = self.encoder(), config.probe_layer
-        sets = [part for data in self._probed for part in self.features(data, backbone, layer)]
-        return {name: probe(sets) for name, probe in due.items()}
+        sets = self.probed_features(self.encoder())
+        return {f"{name}_{layer}" if len(sets) > 1 else name: probe(parts)
+                for layer, parts in sets.items() for name, probe in due.items()}  # fmt: skip
+
+    def probed_features(self, backbone):
+        """{layer: [training features, labels, test features, labels]}; None is the output."""
+        if self.layers == [None]:
+            return {None: [x for data in self._probed for x in self.features(data, backbone)]}
+        view = [self.setup.about[name] for name in ("image_size", "mean", "std")]
+        found = {layer: [] for layer in self.layers}
+        for data in map(some, self._probed):
+            sets, labels = extract_layers(backbone, data, self.layers, *view,
+                                          device=self.setup.device)  # fmt: skip
+            for layer, features in sets.items():
+                found[layer] += [features, labels]
+        return found
 
     def probe_sets(self):
         """The labelled training and test images of the probes; None where there are none.
@@ -128,8 +158,6 @@ class Watch:
         config, about = self.setup.config, self.setup.about
         if not config.knn_every and not config.linear_every:
             return None
-        if config.probe_layer:
-            check_probe_layer(self.setup.method.backbone, config.probe_layer, about["kind"])
         if not config.probe_data:
             sets = self.setup.data, self.test_data()
             if any(part is None or part.labels is None for part in sets):
@@ -142,6 +170,24 @@ class Watch:
             raise DataError(f"{sets[0].name} has {sets[0].channels} channels, the encoder takes "
                             f"{about['channels']}: it can not be the probe_data")  # fmt: skip
         return sets
+
+    def probe_layers(self):
+        """The layers that the probes look at; [None] is the encoder's output.
+
+        Raises:
+            DataError: one does not exist.
+        """
+        chosen, backbone = self.setup.config.probe_layer, self.setup.method.backbone
+        if not chosen:
+            return [None]
+        if self.setup.about["kind"] == "audio":
+            raise DataError("probe_layer is for images; sounds are judged by the encoder's output")
+        try:
+            names = backbones.layers(backbone) if chosen == "all" else chosen.split(",")
+            backbones.check_layers(backbone, names)
+        except ValueError as error:
+            raise DataError(f"probe_layer: {error}") from error
+        return names
 
     def test_data(self):
         """The test split, or None where the data has none."""
@@ -164,13 +210,10 @@ class Watch:
         whole = (normalise(x.to(setup.device).float() / 255, mean, std) for x in views)
         return recalibrate(copy.deepcopy(method.backbone), whole)
 
-    def features(self, data, backbone=None, layer=""):
+    def features(self, data, backbone):
         """Features and labels of at most WATCHED_IMAGES images."""
         view = (self.setup.about[name] for name in ("image_size", "mean", "std"))
-        options = {"layer": layer} if layer else {}
-        return self.kind.extract(
-            backbone or self.encoder(), some(data), *view, device=self.setup.device, **options
-        )
+        return self.kind.extract(backbone, some(data), *view, device=self.setup.device)
 
     def warn(self, row):
         """Once, after warm-up and an epoch: before that, every method looks collapsed."""
@@ -200,14 +243,9 @@ def linear(sets):
     return linear_probe(*sets).top1
 
 
-def check_probe_layer(backbone, layer, kind):
-    """A DataError unless the probes can look at this layer."""
-    if kind == "audio":
-        raise DataError("probe_layer is for images; sounds are judged by the encoder's output")
-    try:
-        backbones.check_layers(backbone, [layer])
-    except ValueError as error:
-        raise DataError(f"probe_layer: {error}") from error
+def scalars(outputs):
+    """The 0-d tensors among what a method returns; the others need not be kept."""
+    return {name: value for name, value in outputs.items() if value.ndim == 0}
 
 
 def some(data):

@@ -271,6 +271,20 @@ def test_no_code_writes_names_into_a_module():
                 assert "globals()" not in ast.unparse(node.value), f"{path}:{node.lineno}"
 
 
+def test_no_file_is_read_in_a_way_that_runs_code():
+    """torch.load says so where it stands, whatever the default of the torch that is installed."""
+    for path in files(*CODE):
+        for call in (n for n in ast.walk(tree(path)) if isinstance(n, ast.Call)):
+            name, words = (
+                ast.unparse(call.func),
+                {k.arg: ast.unparse(k.value) for k in call.keywords},
+            )
+            where = f"{path}:{call.lineno}"
+            assert name not in ("pickle.load", "pickle.loads", "joblib.load"), where
+            assert name != "torch.load" or words.get("weights_only") == "True", where
+            assert name != "np.load" or words.get("allow_pickle", "False") == "False", where
+
+
 def environment_reads(path):
     """What a file reads from the environment: the literal name, or the expression."""
     for node in ast.walk(tree(path)):

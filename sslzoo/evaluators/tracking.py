@@ -4,22 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from sslzoo.data import DataError
 from sslzoo.data.video import read_sequences
 from sslzoo.data.video_file import write_video
+from sslzoo.evaluation.davis import is_davis
 from sslzoo.evaluation.layers import prefix
-from sslzoo.evaluation.results import Result, Row
-from sslzoo.evaluation.tracking import PCK_LEVELS, pck, score_sequence
-from sslzoo.evaluation.tracking_data import keypoints, labelled_videos, true_masks
-from sslzoo.masks import draw_joints, overlay, save_mask, save_sheet, tile
+from sslzoo.evaluation.results import Result
+from sslzoo.evaluation.tracking import score_sequence
+from sslzoo.evaluation.tracking_data import fingerprint, keypoints, labelled_videos, true_masks
+from sslzoo.evaluation.tracking_rows import copied_rows, follow, mask_rows, pck_rows, pooled
+from sslzoo.masks import SHEET_COLUMNS, joint_tiles, overlay, save_mask, save_sheet, tile
 from sslzoo.tracker import Tracker
 from sslzoo.tracking_config import TrackerConfig
 
 VERSION = 1
-SHEET_COLUMNS = 6
-COPIED = "first labels copied, "  # what an encoder has to beat
 
 
 @dataclass
@@ -28,6 +27,8 @@ class Config(TrackerConfig):
 
     keypoints: str = ""
     """Parquet file with columns sequence, frame_index and keypoints; empty for none."""
+    test_list: str = ""
+    """List of a folder of DAVIS, such as train; empty is val."""
     sequences: tuple[str, ...] = ()
     """Only these sequences, such as [dog,cows]; empty for all."""
     masks: bool = False
@@ -43,8 +44,11 @@ def unsuitable(subject):
     if subject.about["channels"] != 3 or subject.about.get("kind") == "audio":
         return "tracking needs an encoder of RGB images"
     try:
+        if is_davis(subject.spec):
+            return None
         if not subject.spec.endswith(".parquet"):
-            return "tracking needs a Parquet file with sequences of frames and masks"
+            return ("tracking needs a Parquet file with sequences of frames and masks, or a folder "
+                    "of DAVIS")  # fmt: skip
         read_sequences(Path(subject.spec), ("mask",))
     except DataError as error:
         return str(error)
@@ -53,86 +57,32 @@ def unsuitable(subject):
 
 def evaluate(subject, config):
     """Rows of J, F, J&F and PCK of each layer, and of the first frame's labels copied."""
-    if not str(subject.spec).endswith(".parquet"):
-        raise DataError(f"{subject.spec} is no Parquet file with frames and masks")
-    data, videos = labelled_videos(subject.spec, config.sequences)
-    subject.used[data.name] = dict(images=sum(map(len, videos.values())),
-                                   fingerprint=data.fingerprint())  # fmt: skip
+    if not is_davis(subject.spec) and not str(subject.spec).endswith(".parquet"):
+        raise DataError(f"{subject.spec} is neither a Parquet file with frames and masks nor a "
+                        "folder of DAVIS (JPEGImages/ and Annotations/)")  # fmt: skip
+    data, videos = labelled_videos(subject.spec, config.sequences, config.test_list)
     truth = true_masks(subject.spec, videos)
     joints, names = keypoints(config.keypoints, videos) if config.keypoints else ({}, None)
+    subject.used[data.name] = dict(images=sum(map(len, videos.values())),
+                                   fingerprint=fingerprint(data, truth, joints))  # fmt: skip
     rows, pictures, details = [], {}, {}
     for layer in subject.layers:
         tracker = Tracker(subject, layer, config)
         sheets = Sheets(subject, layer, config)
         scores, places = {}, {}
         for name, video in videos.items():
-            scores[name], places[name] = follow(tracker, video, truth[name], joints.get(name),
-                                                sheets, name)  # fmt: skip
-        found = [place for place in places.values() if place]
+            masks, tracked = follow(tracker, video, truth[name][0], joints.get(name))
+            sheets.add_masks(name, video, masks, truth[name])
+            scores[name] = score_sequence(masks.numpy(), truth[name].numpy())
+            if tracked is not None:
+                frames, marks = joints[name]
+                places[name] = tracked, marks[1:]
+                sheets.joints += joint_tiles(video, frames[1:], tracked, marks[1:])
+        found = list(places.values())
         rows += mask_rows(prefix(layer), scores) + pck_rows(prefix(layer), found)
         details[tracker.description] = per_sequence(scores) | per_joint(found, names)
         pictures |= sheets.save()
     return Result(rows + copied_rows(truth, joints), pictures, details)
-
-
-def follow(tracker, video, truth, joints, sheets, name):
-    """[(J, F) of each object], and (tracked, true) joints or None, of one sequence."""
-    features = tracker.features(video)
-    features = features if joints is None else list(features)
-    masks = torch.stack(list(tracker.masks(features, truth[0])))
-    sheets.add_masks(name, video, masks, truth)
-    scores = score_sequence(masks.numpy(), truth.numpy())
-    if joints is None:
-        return scores, None
-    frames, places = joints
-    start = frames[0]
-    begin = torch.from_numpy(places[0])
-    found = list(tracker.keypoints(features[start : frames[-1] + 1], begin, video.size))
-    tracked = np.stack([found[t - start - 1].numpy() for t in frames[1:]])
-    sheets.add_joints(video, frames[1:], tracked, places[1:])
-    return scores, (tracked, places[1:])
-
-
-def mask_rows(words, scores):
-    """Rows of J and F, means over all objects of all sequences, and their mean J&F."""
-    objects = [pair for pairs in scores.values() for pair in pairs]
-    if not objects:
-        raise DataError("no sequence has an object in its first mask")
-    rows, means = [], {}
-    for part, name in enumerate("JF"):
-        values = np.array([pair[part] for pair in objects]).mean(0)
-        means[name] = float(values[0])
-        labels = (name, f"{name} recall", f"{name} decay")
-        rows += [Row(words + label, float(v)) for label, v in zip(labels, values, strict=True)]
-    return [Row(f"{words}J&F", (means["J"] + means["F"]) / 2), *rows]
-
-
-def pck_rows(words, places):
-    """Rows of PCK over all joints of all sequences; strict: given-up joints are wrong."""
-    if not places:
-        return []
-    result = pooled(places)
-    return [Row(f"{words}PCK@{a}{kind}", shares[a])
-            for kind, shares in (("", result.lenient), (", strict", result.strict))
-            for a in PCK_LEVELS]  # fmt: skip
-
-
-def pooled(places, joint=None):
-    """The PCK of (tracked, true) joints of several sequences, which may differ in number."""
-    guesses = [frame for tracked, _ in places for frame in tracked]
-    truths = [frame for _, truth in places for frame in truth]
-    return pck(guesses, truths, joint=joint)
-
-
-def copied_rows(truth, joints):
-    """The same rows for labels that stay where they are in the first frame."""
-    still = {name: score_sequence(masks[:1].expand_as(masks).numpy(), masks.numpy())
-             for name, masks in truth.items()}  # fmt: skip
-    places = []
-    for _, marks in joints.values():
-        first = np.where(marks[:1, :, 2:] > 0, marks[:1, :, :2], -1)
-        places.append((np.broadcast_to(first, (len(marks) - 1, *first.shape[1:])), marks[1:]))
-    return mask_rows(COPIED, still) + pck_rows(COPIED, places)
 
 
 def per_sequence(scores):
@@ -174,12 +124,6 @@ class Sheets:
             path = self.subject.picture(f"{self.stem}{name}.mp4")
             write_video(path, map(overlay, video, masks, truth), self.config.rate)
             self.files[f"{self.words}overlay of {name}"] = path
-
-    def add_joints(self, video, frames, tracked, truth):
-        """A row of the sheet of keypoints."""
-        for k in np.linspace(0, len(frames) - 1, SHEET_COLUMNS).round().astype(int):
-            frame = video.frames([frames[k]])[0].permute(1, 2, 0).numpy()
-            self.joints.append(tile(draw_joints(frame, tracked[k], truth[k])))
 
     def save(self):
         """Write the contact sheets; returns {name: path} of all pictures."""

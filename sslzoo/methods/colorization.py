@@ -120,7 +120,7 @@ class Colorization(nn.Module):
 
         ab = pick(lab[:, 1:], logits.shape[1:3])
         Z = self.bins.encode(ab)
-        is_colored = (ab.abs() > self.config.gray_threshold).flatten(1).any(1)
+        is_colored = (lab[:, 1:].abs() > self.config.gray_threshold).flatten(1).any(1)
         v = self.bins.weights[Z.ids[..., 0]] * is_colored[:, None, None]
 
         cross_entropy = self.bins.cross_entropy(logits, Z)
@@ -138,6 +138,11 @@ class Colorization(nn.Module):
             "logits": logits.detach(),
             "ab": ab,
         }
+
+    def test_scores(self, views, step):
+        """Losses, accuracies and errors of colours on images that were not trained on."""
+        outputs = self(views, step)
+        return outputs | self.meters(outputs)
 
     def meters(self, outputs):
         """How the colours differ from the true ones.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import sslops
+from sslzoo.backbones import AUDIO
 from sslzoo.views import ViewSpec
 from sslzoo.waves import WaveSpec
 
@@ -34,6 +35,9 @@ class Config:
     """How z^T W_k c is scaled: by 1 / width, not, or as a cosine over the temperature."""
     temperature: float = 0.1
     """Divides the cosines, for score cosine only; no unit, above 0."""
+    norm: Literal["channel", "batch", "none"] = "channel"
+    """Sounds: what follows each convolution, channel (CPC_audio's: over the channels of a time
+    step), batch (the paper's: its statistics hold something of the future) or none."""
     window: int = 8000
     """Samples of a sound that are seen at a time."""
     fill: Literal["join", "zeros"] = "join"
@@ -48,6 +52,9 @@ class Config:
     """Images: probability of a horizontal flip."""
     grayscale: float = 0.2
     """Images: probability of dropping the colours. Paper: 1."""
+    patch_grayscale: float = 0.0
+    """Images: probability of dropping the colours of each patch on its own, so that a colour does
+    not tell which patches are neighbours."""
 
     def __post_init__(self):
         for name in ("steps", "negatives", "window"):
@@ -55,6 +62,13 @@ class Config:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0; got {self.temperature}")
+        if not 0 <= self.patch_grayscale <= 1:
+            raise ValueError(f"patch_grayscale must be from 0 to 1; got {self.patch_grayscale}")
+
+
+def backbone_options(config, name):
+    """The norm of the encoder of sounds; kept beside the weights, so that they load again."""
+    return {"norm": config.norm} if name in AUDIO else {}
 
 
 def views(config, image_size, kind="audio"):
@@ -89,6 +103,7 @@ class CPC(nn.Module):
         self.backbone = backbone
         self.steps, self.negatives = config.steps, config.negatives
         self.score, self.temperature = config.score, config.temperature
+        self.patch_grayscale = config.patch_grayscale
         self.latent_width = backbone.latent_width
         # W_1 ... W_K, one below the other: one product makes all predictions.
         outputs = config.steps * self.latent_width
@@ -96,7 +111,7 @@ class CPC(nn.Module):
 
     def forward(self, views, step):
         """Section 2.2 for B samples; views: one tensor of sounds [B, 1, T] or images."""
-        z = self.backbone.latents(views[0])
+        z = self.latents(views[0])
         c = self.backbone.context(z)
         loss_KPB, stats = self.losses(z.float(), c)
 
@@ -112,6 +127,15 @@ class CPC(nn.Module):
             "latents": z.detach(),
             "contexts": c.detach(),
         }
+
+    def latents(self, x):
+        """z [B, R, J, C]; the colours of some patches are gone before they are encoded."""
+        if not (self.training and self.patch_grayscale):
+            return self.backbone.latents(x)
+        patches = self.backbone.patches(x)  # [B, R, J, channels, side, side]
+        is_grey = torch.rand(patches.shape[:3], device=x.device) < self.patch_grayscale
+        grey = patches.mean(3, keepdim=True)
+        return self.backbone.encode(torch.where(is_grey[..., None, None, None], grey, patches))
 
     def losses(self, z, c):
         """The loss of every prediction [K, P, B] and its statistics: equation 4.

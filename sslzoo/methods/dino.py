@@ -25,6 +25,7 @@ from sslzoo.self_distillation import (
     teacher_meters,
 )
 
+JUDGED = "teacher"  # network whose weights are the backbone
 DEFAULTS = {"backbone": "vit_tiny_p4", "optimizer": "adamw", "base_lr": 5e-4, "min_lr": 1e-6,
             "weight_decay": 0.04, "warmup_epochs": 10}  # fmt: skip
 
@@ -72,8 +73,9 @@ class Config:
     """Small crops of an image, beside the two large ones. Paper: 8."""
     local_size: int = 0
     """Side of the small crops, in pixels; 0 is half of image_size. Paper: 96."""
-    global_crop_scale: tuple[float, float] = (0.4, 1.0)
-    """Smallest and largest large crop, as a share of the image's area."""
+    global_crop_scale: tuple[float, float] = (0.0, 1.0)
+    """Smallest and largest large crop, as a share of the image's area; a smallest of 0 is chosen:
+    0.4, or 0.14 where there are no small crops (both the official code's)."""
     local_crop_scale: tuple[float, float] = (0.1, 0.4)
     """Smallest and largest small crop, as a share of the image's area. Paper: 0.05 to 0.4."""
     flip: float = 0.5
@@ -109,6 +111,11 @@ def adapt(config, batch, images):
         config = replace(config, teacher_momentum=round(m, 4))
         reasons.append(f"teacher momentum {m:.4g}, rising to 1: with batches of {batch} of "
                        f"{images} images the teacher averages over at most an epoch")  # fmt: skip
+    if not config.global_crop_scale[0]:
+        config = replace(config, global_crop_scale=crop_scale(config))
+        if not config.local_crops:
+            reasons.append(f"crops from {config.global_crop_scale[0]:g} of the image: without "
+                           "small crops the large ones have to differ more")  # fmt: skip
     is_warmed = config.warmup_teacher_temperature_epochs > 1
     if config.teacher_temperature > (0.07 if is_warmed else 0.06):
         reasons.append(f"teacher temperature {config.teacher_temperature:g}: training is unstable "
@@ -116,9 +123,15 @@ def adapt(config, batch, images):
     return config, reasons
 
 
+def crop_scale(config):
+    """The range of the large crops; small ones make up for a range that is not wide."""
+    low, high = config.global_crop_scale
+    return low or (0.4 if config.local_crops else 0.14), high
+
+
 def views(config, image_size):
     """Two global crops, then the local ones."""
-    return multi_crop_views(config, image_size)
+    return multi_crop_views(replace(config, global_crop_scale=crop_scale(config)), image_size)
 
 
 class DINO(nn.Module):

@@ -56,6 +56,9 @@ class Config:
     """Width of the linear layer on the features of each tile."""
     hidden: int = 0
     """Width of a layer between the nine tiles and the P outputs; 0 is none. Paper: 4096."""
+    position_weight: float = 0.0
+    """Weight of the loss of a second layer on the nine tiles, which names the cell of each slot; 0
+    is off, as in the paper."""
     dropout: float = 0.0
     """Probability of dropping a feature of a tile or of the hidden layer. Official: 0.5."""
     crop_min_scale: float = 1.0
@@ -111,6 +114,9 @@ class Jigsaw(nn.Module):
             nn.Dropout(config.dropout),
         )
         self.head = puzzle_head(N * config.tile_features, config)
+        self.position_head = None
+        if config.position_weight:
+            self.position_head = nn.Linear(N * config.tile_features, N * N)
         self.normalisation = Normalisation()
         self.draws = Draws()
 
@@ -122,23 +128,40 @@ class Jigsaw(nn.Module):
         """One puzzle of each of B images; views: one tensor [B, C, S, S]."""
         (x,) = views
         label, tiles = self.puzzles(x, step)
-        h, logits = self.solve(tiles)
+        h, z = self.read(tiles)
+        logits = self.head(z)
         predicted = logits.detach().argmax(1)
         wrong = predicted != label
         cells = self.permutations[predicted] == self.permutations[label]  # [B, N]
-        return {
+        outputs = {
             "loss": F.cross_entropy(logits, label),
             "accuracy": (~wrong).float().mean(),
             "tile_accuracy": cells.float().mean(),
             "wrong_hamming": (~cells).sum() / wrong.sum().clamp(min=1),
             "features": h.detach(),
         }
+        if self.position_head is not None:
+            outputs |= self.positions(z, self.permutations[label])
+            outputs["loss"] = outputs["loss"] + self.config.position_weight * outputs["positions"]
+        return outputs
+
+    def read(self, tiles):
+        """Features of every tile [B N, d], and of all nine in the order of the slots."""
+        h = self.backbone(tiles.flatten(0, 1))
+        return h, self.tile_head(h).unflatten(0, (-1, N)).flatten(1)
 
     def solve(self, tiles):
-        """Features of every tile [B N, d], and logits [B, P]; tiles meet in the last layer only."""
-        h = self.backbone(tiles.flatten(0, 1))
-        z = self.tile_head(h)
-        return h, self.head(z.unflatten(0, (-1, N)).flatten(1))  # in the order of the slots
+        """Logits [B, P]; tiles meet in the last layer only."""
+        return self.head(self.read(tiles)[1])
+
+    def positions(self, z, cells):
+        """The auxiliary loss, and of every slot the share of tiles whose cell was named."""
+        logits = self.position_head(z).unflatten(1, (N, N))  # [B, slot, cell]
+        right = (logits.detach().argmax(-1) == cells).float().mean(0)
+        return {
+            "positions": F.cross_entropy(logits.flatten(0, 1), cells.flatten()),
+            **{f"slot_accuracy_{s}": share for s, share in enumerate(right)},
+        }
 
     def puzzles(self, x, step, label=None, gray=None):
         """(label [B], tiles [B, N, C, t, t]): slot s shows cell H[s] of the permutation H.
@@ -190,7 +213,7 @@ class Jigsaw(nn.Module):
         scores = self(views, step)
         for name, gray in (("accuracy_gray", 1.0), ("accuracy_colour", 0.0)):
             label, tiles = self.puzzles(views[0], step, gray=gray)
-            scores[name] = (self.solve(tiles)[1].argmax(1) == label).float().mean()
+            scores[name] = (self.solve(tiles).argmax(1) == label).float().mean()
         return scores
 
     def pictures(self, views):
@@ -199,7 +222,7 @@ class Jigsaw(nn.Module):
         counts = 0
         for step in range(COUNTED_PUZZLES):
             label, tiles = self.puzzles(x, step)
-            H, guess = (self.permutations[v] for v in (label, self.solve(tiles)[1].argmax(1)))
+            H, guess = (self.permutations[v] for v in (label, self.solve(tiles).argmax(1)))
             counts = counts + confusion_matrix(H, guess, N)
         u = torch.zeros(len(x), DRAWN - 3, device=x.device)
         whole = self.cut(

@@ -215,6 +215,11 @@ class MAE(nn.Module):
         if self.config.target == "pca":
             self.target.fit(patchify(x, self.patch_size).flatten(0, 1) for x in batches)
 
+    def test_scores(self, views, step):
+        """The losses on removed and on kept patches of images that were not trained on."""
+        outputs = self(views, step)
+        return outputs | {"visible_loss": self.meters(outputs)["visible_loss"]}
+
     def meters(self, outputs):
         """The loss on the patches that were seen, and how flat the patches are.
 

@@ -18,9 +18,10 @@ import sslops
 from sslops.distributed import default_group
 from sslzoo.ema import frozen_copy, update_ema
 from sslzoo.split_batch_norm import Shuffle, split_batch_norm
-from sslzoo.views import ViewSpec
+from sslzoo.views import ViewSpec, whole_blur
 
 # The small setting, images of 32 x 32: SGD at 0.06 per 128 images.
+JUDGED = "query encoder"  # network whose weights are the backbone
 DEFAULTS = {"optimizer": "sgd", "base_lr": 0.12, "weight_decay": 5e-4, "warmup_epochs": 0}
 
 PAPER_BATCH, PAPER_IMAGES = 256, 1_281_167
@@ -46,6 +47,9 @@ class Config:
     temperature: float = 0.0
     """τ, divides the cosine similarities; 0 is chosen: the paper's 0.07 (v1) or 0.2 (v2), and 0.1
     with a small queue."""
+    ema_buffers: Literal["none", "copy", "ema"] = "none"
+    """Batch norm's statistics of the key encoder: its own, as in the official code, those of the
+    query encoder, or their moving average."""
     bn_splits: int = 0
     """Groups of a batch that batch norm normalises on their own; 0 is chosen: 8 on one process (or
     the most, up to 8, that divide the batch), 1 on several, whose shares are groups."""
@@ -118,6 +122,7 @@ def views(config, image_size):
         grayscale_first=config.version == "v1",
         blur=config.blur,
         blur_sigma=(0.1, 2.0),
+        blur_kernel=whole_blur(image_size),
     )
     return [view, view]
 
@@ -142,7 +147,7 @@ class MoCo(nn.Module):
         self.key_encoder = frozen_copy(self.query_encoder())
         self.queue = sslops.KeyQueue(config.queue_size, config.head_features, group=default_group())
         self.temperature, self.m = config.temperature, config.key_momentum
-        self.both_ways = config.both_ways
+        self.both_ways, self.ema_buffers = config.both_ways, config.ema_buffers
 
     def query_encoder(self):
         """f_q, under the names that f_k has."""
@@ -190,8 +195,8 @@ class MoCo(nn.Module):
         return [rows] * group.size() if group else None
 
     def after_step(self, step):
-        """f_k <- m f_k + (1 - m) f_q over the parameters; batch norm keeps its own statistics."""
-        update_ema(self.key_encoder, self.query_encoder(), self.m)
+        """f_k <- m f_k + (1 - m) f_q over the parameters."""
+        update_ema(self.key_encoder, self.query_encoder(), self.m, self.ema_buffers)
 
     def meters(self, outputs):
         """How near queries are to their keys and to the queue, and how far f_k is behind.

@@ -7,6 +7,7 @@ q query, k key, m momentum of f_k, τ temperature, N images.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,10 +16,11 @@ import sslops
 from sslops.distributed import default_group
 from sslzoo.ema import frozen_copy, update_ema
 from sslzoo.heads import mlp_head
-from sslzoo.views import ViewSpec
+from sslzoo.views import ViewSpec, whole_blur
 from sslzoo.vit_setup import is_vit, start_vit
 
 # The small setting for a ViT; the paper's for ImageNet is in its recipes.
+JUDGED = "query encoder"  # network whose weights are the backbone
 DEFAULTS = {"backbone": "vit_tiny_p4", "optimizer": "adamw", "base_lr": 3e-4, "weight_decay": 0.1,
             "warmup_epochs": 10}  # fmt: skip
 
@@ -34,6 +36,9 @@ class Config:
     key_momentum: float = 0.0
     """m of the key encoder in the first step, 0 to 1, from where half a cosine brings it to 1; 0
     is chosen from the steps of an epoch. Paper: 0.99."""
+    ema_buffers: Literal["none", "copy", "ema"] = "none"
+    """Batch norm's statistics of the key encoder: its own, as in the official code, those of the
+    query encoder, or their moving average."""
     head_width: int = 1024
     """Width of the hidden layers of projector and predictor. Paper: 4096."""
     head_features: int = 256
@@ -90,6 +95,7 @@ def views(config, image_size):
             grayscale=config.grayscale,
             blur=blur,
             blur_sigma=(0.1, 2.0),
+            blur_kernel=whole_blur(image_size),
             solarize=solarize,
         )
         for blur, solarize in zip(config.blur, config.solarize, strict=True)
@@ -116,7 +122,7 @@ class MoCoV3(nn.Module):
         self.projector = mlp_head((backbone.num_features, *layers, out))
         self.predictor = mlp_head((out, hidden, out), last_norm=vit)
         self.key_encoder = frozen_copy(self.base_encoder())  # without the predictor
-        self.temperature = config.temperature
+        self.temperature, self.ema_buffers = config.temperature, config.ema_buffers
         self.first_m = self.m = config.key_momentum or 1 - 1 / LONGEST_AVERAGE
         self.total_steps = None
         self.gradient_norms = {}
@@ -170,9 +176,9 @@ class MoCoV3(nn.Module):
         return self.key_encoder["projector"](self.key_encoder["backbone"](x))
 
     def after_step(self, step):
-        """f_k <- m f_k + (1 - m) f_q over the parameters; batch norm keeps its own statistics."""
+        """f_k <- m f_k + (1 - m) f_q over the parameters."""
         self.m = self.momentum_at(step)
-        update_ema(self.key_encoder, self.base_encoder(), self.m)
+        update_ema(self.key_encoder, self.base_encoder(), self.m, self.ema_buffers)
 
     def momentum_at(self, step):
         """m rises from its first value to 1 along half a cosine."""

@@ -137,7 +137,8 @@ class SplitBrain(nn.Module):
 
         ab = pick(lab[:, 1:], ab_hat.shape[1:3])
         lightness = pick(lab[:, :1], l_hat.shape[1:3])
-        is_colored = (ab.abs() > self.config.gray_threshold).flatten(1).any(1)[:, None, None]
+        is_colored = (lab[:, 1:].abs() > self.config.gray_threshold).flatten(1).any(1)
+        is_colored = is_colored[:, None, None]
         if self.first == "cl":
             ab_loss, log = classification(ab_hat, ab, self.ab_bins, is_colored, "ab")
         else:
@@ -157,6 +158,10 @@ class SplitBrain(nn.Module):
             "L_map": list(maps["L"].values())[-1].detach(),
             "ab_map": list(maps["ab"].values())[-1].detach(),
         }
+
+    def test_scores(self, views, step):
+        """Both losses and accuracies on images that were not trained on."""
+        return self(views, step)
 
     def meters(self, outputs):
         """Standard deviation of the features of each half before their normalisation."""

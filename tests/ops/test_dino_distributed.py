@@ -16,7 +16,7 @@ def found(tmp_path_factory):
     """What each rank computed."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(dino_ranks.main, (2, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def everything(kind):

@@ -26,7 +26,7 @@ def found(request, tmp_path_factory):
     world = request.param
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(ranks.main, (world, str(folder)), nprocs=world)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def expected(world, kind, name):

@@ -216,6 +216,15 @@ def test_grey_images_have_no_gradient():
     assert all(not p.grad.any() for p in ours.parameters())
 
 
+@pytest.mark.parametrize("gray_pixels", [255, 256])
+def test_one_coloured_pixel_of_an_image_makes_it_count(gray_pixels):
+    """Also where the coarse grid of the targets does not pick it."""
+    x = torch.full((1, 3, 16, 16), 0.5)
+    if gray_pixels == 255:
+        x[0, :, 1, 1] = torch.tensor([0.9, 0.2, 0.2])
+    assert method()([x], 0)["gray_images"].item() == (gray_pixels == 256)
+
+
 def test_weights_scale_the_gradient_and_constants_in_logits_do_not_matter():
     ours, x = method(), photographs()
     gradients = []

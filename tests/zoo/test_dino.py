@@ -268,7 +268,7 @@ def test_prototypes_and_momentum_follow_batch_and_images():
     assert (config.prototypes, config.teacher_momentum) == (65536, 0.996)
     config, _ = dino.adapt(Config(), 64, 4000)  # 62.5 steps an epoch
     assert (config.prototypes, config.teacher_momentum) == (256, 0.984)
-    given = Config(prototypes=100, teacher_momentum=0.9)
+    given = Config(prototypes=100, teacher_momentum=0.9, global_crop_scale=(0.3, 1.0))
     assert dino.adapt(given, 256, 50_000) == (given, [])
 
 

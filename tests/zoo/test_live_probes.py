@@ -9,8 +9,10 @@ from PIL import Image
 
 from sslzoo.cli import main
 from sslzoo.data import open_data
+from sslzoo.evaluate import load
 from sslzoo.evaluation import extract, linear_probe
 from sslzoo.run_folder import load_backbone
+from sslzoo.watch import Watch
 
 TRAIN = ["pretrain", "simclr", "--backbone", "convnet4", "--image_size", "8", "--batch_size", "256",
          "--warmup_epochs", "0", "--log_every", "1", "--device", "cpu"]  # fmt: skip
@@ -47,6 +49,33 @@ def test_the_last_probe_is_that_of_the_saved_backbone_on_the_chosen_layer(tmp_pa
     assert logged(rows, "linear_accuracy") == [(2, linear_probe(*sets).top1)]
 
 
+def test_several_layers_are_probed_side_by_side(tmp_path):
+    words = ["--linear_every", "2", "--knn_every", "2", "--epochs", "2"]
+    several = run(tmp_path / "several", *words, "--probe_layer", "blocks.0,blocks.3")[-1]
+    every = run(tmp_path / "every", *words, "--probe_layer", "all")[-1]
+    one = run(tmp_path / "one", *words, "--probe_layer", "blocks.3")[-1]
+    for probe in ("linear_accuracy", "knn_accuracy"):
+        assert probe not in several and several[f"{probe}_blocks.3"] == one[probe]
+        found = [every[f"{probe}_blocks.{i}"] for i in range(4)]
+        assert found[0] == several[f"{probe}_blocks.0"] and found[3] == one[probe]
+        assert len(set(found)) > 1
+
+
+def test_each_half_of_a_split_brain_is_probed_alone_and_both_together(photos, tmp_path):
+    words = ["--data", str(photos), "--image_size", "16", "--batch_size", "8", "--epochs", "1"]
+    words += ["--backbone", "convnet4", "--output_stride", "4", "--device", "cpu"]
+    words += ["--knn_every", "1", "--probe_layer", "blocks.2,L.blocks.2,ab.blocks.2"]
+    assert main(["pretrain", "split_brain", *words, "--out", str(tmp_path / "run")]) == 0
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        last = [*csv.DictReader(file)][-1]
+    words = ["--layers", "blocks.2,L.blocks.2,ab.blocks.2", "--k", "[20]", "--device", "cpu"]
+    assert main(["evaluate", "knn", str(tmp_path / "run"), *words]) == 0
+    rows = load(tmp_path / "run" / "evaluation.json")[-1]["results"]
+    judged = {row["metric"].split(":")[0]: row["value"] for row in rows if "top-1" in row["metric"]}
+    assert {layer: float(last[f"knn_accuracy_{layer}"]) for layer in judged} == judged
+    assert len(judged) == 3
+
+
 def test_an_unlabelled_folder_has_no_probe_unless_one_is_named(tmp_path):
     (tmp_path / "photos").mkdir()
     generator = np.random.default_rng(0)
@@ -78,3 +107,14 @@ def test_a_probe_that_can_not_be_is_told_before_training(tmp_path, capsys, words
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_between_probes_no_feature_is_computed(tmp_path, monkeypatch):
+    """A step between probes costs what it costs without them: the same code runs."""
+    epochs, features = [], Watch.features
+    monkeypatch.setattr(Watch, "features", lambda self, *a, **k: epochs.append(self.probed_epoch)
+                        or features(self, *a, **k))  # fmt: skip
+    rows = run(tmp_path, "--knn_every", "2")
+    assert len(rows) > 8 and epochs == [2, 2, 2], (
+        "train and test of the probe, and the last picture"
+    )

@@ -126,17 +126,21 @@ def test_both_directions_are_the_mean_of_each_with_the_same_queue():
     assert abs(one - other) > 1e-3
 
 
-@pytest.mark.parametrize("K, T", [(65536, 0.1), (65536, 0.2), (4096, 0.1), (4096, 0.2)])
-def test_the_loss_of_a_random_queue_follows_its_formula(K, T):
-    """Queries whose cosine with their keys is 0.88, as at the start of training."""
+@pytest.mark.parametrize("K, T, measured", [
+    (65536, 0.07, 0.41), (65536, 0.1, 2.86), (65536, 0.2, 6.79),
+    (4096, 0.07, 0.024), (4096, 0.1, 0.56), (4096, 0.2, 3.96),
+])  # fmt: skip
+def test_the_loss_of_a_random_queue_follows_its_formula(K, T, measured):
+    """Queries whose cosine with their keys is 0.88: about that of the new networks, of which the
+    measured losses are."""
     torch.manual_seed(0)
     q, other = F.normalize(torch.randn(2, 64, 128), dim=-1)
     other = F.normalize(other - (other * q).sum(1, keepdim=True) * q, dim=-1)
     k = 0.88 * q + math.sqrt(1 - 0.88**2) * other
     loss = sslops.info_nce(q, k, sslops.KeyQueue(K, 128), T).item()
     formula = math.log1p(math.exp(math.log(K) + 1 / (2 * 128 * T**2) - 0.88 / T))
-    assert loss == pytest.approx(formula, abs=0.03)
-    assert loss == pytest.approx(6.79, abs=0.03) or (K, T) != (65536, 0.2)
+    assert loss == pytest.approx(formula, abs=0.005)
+    assert loss == pytest.approx(measured, abs=0.12)
 
 
 def test_a_queue_of_real_keys_brings_the_loss_to_chance():
@@ -145,7 +149,7 @@ def test_a_queue_of_real_keys_brings_the_loss_to_chance():
     for _ in range(8):
         model.queue.enqueue_(model.encode_keys(torch.randn(64, 8), 0))
     outputs = model([*torch.randn(2, 64, 8)], 0)  # pairs that share nothing
-    assert outputs["loss"].item() > math.log(513) - 0.1
+    assert math.log(513) - 0.1 < outputs["loss"].item() < math.log(513) + 0.5
 
 
 class Normalised(nn.Module):
@@ -200,6 +204,17 @@ def test_batch_norm_of_the_key_encoder_keeps_the_statistics_of_its_own_batches()
     torch.testing.assert_close(norm.running_mean, 0.1 * x_k.mean(0))
     torch.testing.assert_close(model.backbone.norm.running_mean, 0.1 * x_q.mean(0))
     assert norm.num_batches_tracked.item() == 1 and norm.running_var.isfinite().all()
+
+
+def test_the_statistics_of_the_key_encoder_may_be_copied_or_averaged():
+    for buffers, share in (("copy", 1.0), ("ema", 0.25)):
+        torch.manual_seed(0)
+        options = {**SMALL, "key_momentum": 0.75, "ema_buffers": buffers}
+        model = MoCo(Normalised(), Config(**options))
+        model.backbone.norm.running_mean.fill_(8.0)
+        model.after_step(1)
+        key_mean = model.key_encoder["backbone"].norm.running_mean
+        torch.testing.assert_close(key_mean, torch.full((24,), 8.0 * share))
 
 
 def shapes(module):

@@ -115,6 +115,14 @@ def test_the_average_uses_the_momentum_of_its_step():
     assert model.meters({})["key_momentum"].item() == 0.75
 
 
+def test_the_statistics_of_the_key_encoder_are_its_own_unless_copied():
+    for buffers, value in (("none", 0.0), ("copy", 8.0), ("ema", 4.0)):
+        model = make(key_momentum=0.5, ema_buffers=buffers)
+        model.projector[1].running_mean.fill_(8.0)
+        model.after_step(0)
+        assert (model.key_encoder["projector"][1].running_mean == value).all()
+
+
 def test_the_key_encoder_takes_no_gradient_and_has_no_predictor():
     model = make()
     assert not [name for name, _ in model.key_encoder.named_modules() if "predictor" in name]
@@ -165,6 +173,10 @@ def test_a_vit_starts_as_the_official_code_does():
     vit, d = model.backbone, 24
     assert vit.pos_embed[0, 0].abs().max() == 0 and vit.pos_embed.shape == (1, 5, d)
     assert vit.cls_token.abs().max() < 1e-5
+    # The patch in row 0 and column 1: the row comes first, sin 0 and cos 0, then sin 1.
+    first, second = vit.pos_embed[0, 2].split(d // 2)
+    assert first.tolist() == [0.0] * 6 + [1.0] * 6
+    assert second[0].item() == pytest.approx(math.sin(1), abs=1e-6)
     bounds = {
         "patch_embed.proj.weight": math.sqrt(6 / (3 * 16 + d)),
         "blocks.0.attn.qkv.weight": math.sqrt(6 / (d + d)),

@@ -67,6 +67,23 @@ def test_a_run_leaves_metrics_and_pictures(run):
     assert all(np.isfinite(float(row[key])) for key in expected)
 
 
+def test_the_methods_own_task_is_tested_on_images_not_trained_on(run, images):
+    name, folder = run
+    with (folder / "metrics.csv").open() as file:
+        row = {k: float(v) for k, v in list(csv.DictReader(file))[-1].items() if v}
+    expected = {
+        "mae": {"loss", "visible_loss"},
+        "colorization": {"loss", "kl", "prior_loss", "bin_top1", "chroma_ratio", "error_area"},
+        "split_brain": {"ab_loss", "ab_prior_loss", "ab_top1", "lightness_loss", "lightness_top1"},
+    }[name]  # fmt: skip
+    assert {f"test_{key}" for key in expected} <= set(row)
+    if name == "colorization":  # gray_images is no matter of the network: the test images' own
+        ab = rgb_to_lab(open_data(str(images), "test").images / 255)[:, 1:]
+        is_gray = (ab.abs() <= 5).flatten(1).all(1).float().mean().item()
+        assert row["test_gray_images"] == pytest.approx(is_gray, abs=1e-6)
+        assert row["test_loss"] != row["loss"]
+
+
 def test_pictures_are_written_every_so_many_epochs_and_at_the_end(run):
     _, folder = run
     first, last = sorted((folder / "pictures").iterdir())

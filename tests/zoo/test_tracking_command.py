@@ -1,5 +1,6 @@
 """`sslzoo evaluate tracking` and `sslzoo propagate` on sprites, from command line to files."""
 
+import csv
 import io
 import json
 
@@ -247,6 +248,86 @@ def test_masks_that_do_not_fit_are_refused(clip, capsys, values, message):
     Image.fromarray(values).save(clip / "mask.png")
     assert propagate(clip) == 2
     assert message in capsys.readouterr().err
+
+
+def folder_of_masks(folder, masks):
+    folder.mkdir()
+    for number, mask in enumerate(masks):
+        save_mask(folder / f"{number:05d}.png", mask.byte())
+    return folder
+
+
+def scores_of(folder):
+    found = json.loads((folder / "out" / "scores.json").read_text())
+    return {row["metric"]: row["value"] for row in found["results"]}
+
+
+def test_a_propagation_is_scored_by_the_true_masks_of_a_parquet_file(clip, sprites, capsys):
+    video = sprites / "videos.parquet"
+    words = ["--sequence", "left", "--keypoints", str(sprites / "joints.parquet")]
+    assert main(["propagate", "convnet4", "--video", str(video), "--out", str(clip / "out"),
+                 "--size", "64", "--device", "cpu", *words]) == 0  # fmt: skip
+    printed, found = capsys.readouterr().out, scores_of(clip)
+    truth = sprite_video(3, frames=7)[1].numpy() > 0
+    masks = [np.array(Image.open(p)) > 0 for p in sorted((clip / "out" / "masks").iterdir())]
+    J = [(m & t).sum() / (m | t).sum() for m, t in zip(masks[1:-1], truth[1:-1], strict=True)]
+    assert found["J"] == pytest.approx(np.mean(J), abs=1e-9) and 0 < found["J"] < 1
+    assert found["J&F"] == pytest.approx((found["J"] + found["F"]) / 2)
+    assert f"J&F: {100 * found['J&F']:.1f} %" in printed and "PCK@0.1" in printed
+    # The numbers of the evaluation of the same sequence.
+    whole = track(subject(sprites, clip), sprites, sequences=("left",), videos=False)
+    assert {row.metric: row.value for row in whole.rows} == found
+    names = {path.name for path in (clip / "out").iterdir()}
+    assert names >= {"overlay.mp4", "contact_sheet.png", "keypoints.png", "scores.json", "masks"}
+
+
+def test_a_video_file_is_scored_by_a_folder_of_masks(clip, capsys):
+    _, truth = sprite_video(3, frames=9)
+    folder = folder_of_masks(clip / "truth", truth)
+    words = ["propagate", "convnet4", "--video", str(clip / "clip.mp4"), "--size", "64",
+             "--out", str(clip / "out"), "--device", "cpu", "--truth", str(folder)]  # fmt: skip
+    assert main(words) == 0  # the first of the true masks is carried on
+    alone = scores_of(clip)
+    assert main([*words, "--mask", str(clip / "mask.png")]) == 0
+    assert scores_of(clip) == alone and 0 < alone["J"] < 1
+    (folder / "00008.png").unlink()
+    assert main(words) == 2
+    assert "has 8 masks of clip.mp4, which has 9 frames" in capsys.readouterr().err
+
+
+def test_a_run_logs_how_well_its_encoder_tracks(sprites, tmp_path):
+    data, run = str(sprites / "videos.parquet"), tmp_path / "run"
+    argv = ["pretrain", "video_colorization", "--data", data, "--backbone", "convnet4",
+            "--out", str(run), "--image_size", "32", "--batch_size", "2", "--epochs", "2",
+            "--log_every", "1", "--gap", "[1,2]", "--colors", "4", "--device", "cpu",
+            "--tracking_every", "2", "--tracking_size", "64",
+            "--tracking_keypoints", str(sprites / "joints.parquet")]  # fmt: skip
+    assert main(argv) == 0
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("tracking_J&F")]
+    assert [row["epoch"] for row in rows] == ["2"]
+    judged = track(Subject(str(run), Common(device="cpu")), sprites, videos=False)
+    expected = {row.metric: row.value for row in judged.rows}
+    found = {name.removeprefix("tracking_"): float(value) for name, value in rows[0].items()
+             if name.startswith("tracking_")}  # fmt: skip
+    assert set(found) == {"J&F", "J", "F", "PCK@0.1", "PCK@0.2", "PCK@0.5"}
+    assert found == pytest.approx({name: expected[name] for name in found})
+
+
+def test_any_method_s_encoder_can_be_tracked_with_while_it_trains(sprites, photos, tmp_path):
+    argv = ["pretrain", "rotation", "--data", str(photos), "--backbone", "convnet4", "--out",
+            str(tmp_path / "run"), "--image_size", "16", "--batch_size", "20", "--epochs", "1",
+            "--warmup_epochs", "0", "--device", "cpu", "--tracking_every", "1",
+            "--tracking_size", "64"]  # fmt: skip
+    assert main(argv) == 2  # photographs are no videos
+    argv += ["--tracking_data", str(sprites / "videos.parquet")]
+    assert main(argv) == 0
+    last = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    row = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
+    judged = track(Subject(str(tmp_path / "run"), Common(device="cpu", data=str(
+        sprites / "videos.parquet"))), sprites, videos=False, keypoints="")  # fmt: skip
+    found = {r.metric: r.value for r in judged.rows}
+    assert float(row["tracking_J&F"]) == pytest.approx(found["J&F"])
 
 
 def test_a_missing_option_and_a_broken_video_are_told(clip, capsys):

@@ -255,6 +255,19 @@ def test_run_folders_are_numbered(tmp_path):
         "simclr_digits_2", "simclr_digits_3"]  # fmt: skip
 
 
+@pytest.mark.parametrize("start, skips", [(2.0**10, False), (2.0**127, True)])
+def test_scale_and_skipped_steps_of_float16_are_logged(images, tmp_path, start, skips):
+    """A scale at which gradients overflow is halved, and the step is left out."""
+    setup = set_up("simclr", Config(), options(images, tmp_path / "run", epochs=1, log_every=1))
+    setup.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=start)
+    logged = rows(train(setup))
+    assert [float(row["skipped_steps"]) for row in logged] == [
+        float(skips * n) for n in (1, 2, 3, 4)
+    ]
+    scales = [float(row["loss_scale"]) for row in logged]
+    assert scales == [start / 2 ** (skips * n) for n in (1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize(
     "row, words",
     [

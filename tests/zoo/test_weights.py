@@ -14,6 +14,7 @@ from sslzoo import backbones
 from sslzoo.cli import main
 from sslzoo.evaluation.opening import open_backbone
 from sslzoo.run_folder import RunFolder, load_backbone
+from sslzoo.self_distillation import encode
 from sslzoo.weights import WeightsError, export, import_weights
 
 
@@ -154,6 +155,21 @@ def test_registers_take_the_position_of_the_class_token_in(tmp_path):
     assert state["pos_embed"].shape == (1, 1369, 384)
     assert (state["cls_token"] == number["cls_token"] + number["pos_embed"]).all()
     assert (state["reg_token"] == number["register_tokens"]).all()
+
+
+def test_two_loads_of_an_official_file_say_the_same_of_a_black_image(tmp_path):
+    torch.manual_seed(0)
+    shapes = vit_shapes(384, 12, 1370, 14, layer_scale=True) | {"mask_token": (1, 384)}
+    torch.save(
+        {name: 0.1 * torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "a.pth"
+    )
+    black, said = torch.zeros(1, 3, 28, 28), []
+    for run in ("one", "two"):
+        import_weights(tmp_path / "a.pth", tmp_path / run)
+        with torch.no_grad():
+            said.append(encode(load_backbone(tmp_path / run)[0].eval(), black))
+    assert said[0].shape == (1, 384) and said[0].isfinite().all() and said[0].std() > 1e-3
+    assert torch.equal(*said)
 
 
 def test_moco_v3_s_vit_has_twelve_heads():
