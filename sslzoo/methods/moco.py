@@ -17,6 +17,7 @@ from torch import nn
 import sslops
 from sslops.distributed import default_group
 from sslzoo.ema import frozen_copy, update_ema
+from sslzoo.sharding import norms
 from sslzoo.split_batch_norm import Shuffle, split_batch_norm
 from sslzoo.views import ViewSpec, whole_blur
 
@@ -207,8 +208,8 @@ class MoCo(nn.Module):
         q = F.normalize(outputs["q"].float(), dim=-1)
         rows = len(q) * (self.queue.group.size() if self.queue.group else 1)
         ours = [p.detach() for p in self.query_encoder().parameters()]
-        behind = torch._foreach_sub(ours, list(self.key_encoder.parameters()))
-        norm, distance = (torch.stack(torch._foreach_norm(x)).norm() for x in (ours, behind))
+        behind = [a - b for a, b in zip(ours, self.key_encoder.parameters(), strict=True)]
+        norm, distance = (norms(x).norm() for x in (ours, behind))
         return {
             "positive_cosine": outputs["positive_logit"].mean() * self.temperature,
             "queue_cosine": q.mean(0) @ self.queue.keys.float().mean(0),

@@ -16,6 +16,7 @@ import sslops
 from sslops.distributed import default_group
 from sslzoo.ema import frozen_copy, update_ema
 from sslzoo.heads import mlp_head
+from sslzoo.sharding import norms
 from sslzoo.views import ViewSpec, whole_blur
 from sslzoo.vit_setup import is_vit, start_vit
 
@@ -191,7 +192,7 @@ class MoCoV3(nn.Module):
         weights = [p for name, p in self.backbone.named_parameters()
                    if name.endswith("weight") and p.ndim > 1 and p.grad is not None]  # fmt: skip
         ends = {"first_layer": weights[0], "last_layer": weights[-1]}
-        self.gradient_norms = {f"{name}_gradient": p.grad.norm() for name, p in ends.items()}
+        self.gradient_norms = {f"{name}_gradient": norms([p.grad])[0] for name, p in ends.items()}
 
     def meters(self, outputs):
         """The momentum, and the gradient's norm in the first and the last layer that learns."""
