@@ -3,6 +3,7 @@
 # make test-gpu    those for a GPU;  make test-sanitizer: the CUDA kernels under compute-sanitizer
 # make test-asan    the CPU kernels under the address sanitizer (gcc)
 # make bench   every op against its peers and its floor: measures, writes benchmarks/results/
+# make wheel   the sdist, and a wheel for this Python, into dist/
 # make docs    the documentation as a site in build/site; a warning is an error
 # make lint    style;           make clean: away with all that was built here
 
@@ -19,7 +20,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # Threads that wait sleep: measured 7 times as fast where other programs use the same cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all test-gpu test-sanitizer test-asan bench docs lint clean
+.PHONY: demo test test-all test-gpu test-sanitizer test-asan bench docs wheel lint clean
 
 demo: .venv/zoo.stamp
 	$(BIN)/sslzoo demo
@@ -61,6 +62,11 @@ bench: .venv/bench.stamp
 	$(BIN)/python benchmarks/run.py --sweep
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/pages.py
+
+# Built in an environment of its own, without torch. With nvcc found: the CUDA kernels, too.
+wheel: | $(BIN)/python
+	$(PIP) build
+	$(BIN)/python -m build
 
 docs: .venv/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

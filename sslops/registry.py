@@ -3,10 +3,12 @@
 A backend of op `name` is the module `sslops/ops/name/_<backend>.py` (the specification is
 `reference.py`). It defines a function called like the op and `unsupported(...)`, which takes the
 same arguments and returns None or, in words, the reason why this backend cannot run them. A folder
-may hold several ops, which share its backends: `load(folder, ..., function=name)`.
+may hold several ops, which share its backends: `load(folder, ..., function=name)`. A backend from
+outside the package comes in by `register`.
 """
 
 import importlib
+import inspect
 import os
 
 import torch
@@ -71,6 +73,40 @@ def load(folder, *backend_names, function=None):
     name = function or folder
     OPS[name] = Op(folder, name, backend_names)
     return OPS[name]
+
+
+def register(op, backend, module):
+    """Add a backend of your own to an op; it is tried before the others, or forced by its name.
+
+    Call it once, before the op is first compiled. `op` is a name that `sslops.backends()` prints.
+
+    Args:
+        op: name of the op.
+        backend: name of the backend, one that the op does not have.
+        module: a module, or any object, with two functions of the same arguments, which the op's
+            `sslops/ops/*/__init__.py` documents: one called like the op, and `unsupported`, which
+            returns None if the other can run them, else the reason in words.
+
+    Raises:
+        ValueError: an unknown op, or a name that is taken.
+        TypeError: a function is missing, or takes other arguments than the specification.
+
+    Example: examples/custom_backend.py.
+    """
+    if op not in OPS:
+        raise ValueError(f"op must be one of {', '.join(OPS)}; got {op!r}")
+    chosen = OPS[op]
+    if backend in chosen.order:
+        raise ValueError(f"{op} has a backend {backend!r} already: choose another name")
+    for name in (op, "unsupported"):
+        if not callable(getattr(module, name, None)):
+            raise TypeError(f"backend {backend!r} of {op} must define a function {name}")
+    function, expected = getattr(module, op), inspect.signature(chosen.backends["reference"][0])
+    if inspect.signature(function) != expected:
+        got = inspect.signature(function)
+        raise TypeError(f"{op} of backend {backend!r} must take {expected}; got {got}")
+    chosen.order = (backend, *chosen.order)
+    chosen.backends = {backend: (function, module.unsupported), **chosen.backends}
 
 
 def backends(device=None):

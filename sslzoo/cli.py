@@ -16,7 +16,7 @@ HELP = """\
 usage: sslzoo COMMAND ...
 
   list [methods|backbones|data|evaluators|recipes]   what there is
-  pretrain METHOD [--data NAME_OR_PATH] ...          train a method and leave a run folder
+  pretrain METHOD|FILE.py [--data NAME_OR_PATH] ...  train a method and leave a run folder
   evaluate PROTOCOL|all BACKBONE ...                 judge a run, a checkpoint or a model of timm
   report RUN... [--out FILE]                         one HTML page of a run, or of several
   propagate CHECKPOINT --video PATH --mask PNG ...   carry a mask through a video, and score it
@@ -30,6 +30,14 @@ usage: sslzoo COMMAND ...
 """
 
 
+# What `pip install sslops[zoo]` brings, by the names that are imported.
+OF_THE_ZOO = {
+    *("accelerate", "av", "huggingface_hub", "jinja2", "jsonargparse", "matplotlib", "PIL"),
+    *("pyarrow", "rich", "safetensors", "scipy", "sklearn", "soundfile", "tensorboard"),
+    *("threadpoolctl", "timm", "torchmetrics", "torchvision", "yaml"),
+}
+
+
 class UserError(ValueError):
     """A command line that cannot be carried out; the message is one line for the user."""
 
@@ -40,6 +48,12 @@ def main(argv=None):
     debug = "--debug" in argv
     try:
         return run([word for word in argv if word != "--debug"])
+    except ModuleNotFoundError as error:
+        name = str(error.name).split(".")[0]
+        if debug or name not in OF_THE_ZOO:
+            raise
+        print(f"sslzoo: error: {name} is not installed: pip install 'sslops[zoo]'", file=sys.stderr)
+        return 2
     except user_errors() as error:  # evaluated only once something was raised
         if debug:
             raise
@@ -49,7 +63,7 @@ def main(argv=None):
 
 def user_errors():
     """The error classes whose messages are meant for the user, of the modules in use."""
-    classes = [ArgumentError, OSError, UserError, registry.UnknownName]
+    classes = [ArgumentError, OSError, UserError, registry.UnknownName, registry.MethodFileError]
     for module, name in (
         ("sslzoo.data", "DataError"),
         ("sslzoo.report", "ReportError"),

@@ -20,6 +20,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 PRETRAIN_HELP = """\
 usage: sslzoo pretrain METHOD [options]
+       sslzoo pretrain MY_METHOD.py [options]
        sslzoo pretrain --config FILE_OR_RECIPE [options]
        sslzoo pretrain --resume RUN
 
@@ -27,6 +28,8 @@ methods: {methods}
 recipes: {recipes}
 
 `sslzoo pretrain METHOD --help` shows the options of a method, each with its unit and default.
+MY_METHOD.py is a method of your own: examples/barlow_twins.py shows its parts. The file is run, and
+only where it is named here: to resume, `sslzoo pretrain MY_METHOD.py --resume RUN`.
 """
 
 
@@ -50,21 +53,24 @@ def parse_pretrain(argv, prog=None):
 
     words, resume = find_files(argv)
     if words and not words[0].startswith("-"):
-        name, *words = words
+        named, *words = words
     else:
-        name = method_in_file(words)
+        named = method_in_file(words)
+    # A method file by its whole path, so that it is found from another folder.
+    name = str(Path(named).resolve()) if registry.is_method_file(named) else named
     module = registry.method(name)
     parser = ArgumentParser(
-        prog=prog or f"sslzoo pretrain {name}",
-        description=module.__doc__.splitlines()[0],
+        prog=prog or f"sslzoo pretrain {named}",
+        description=(module.__doc__ or named).splitlines()[0],
         print_config="--print_config",
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file, or the name of a recipe")
-    parser.add_argument("--method", choices=[name], default=name, help="name in a YAML file")
+    parser.add_argument("--method", choices=[name, named], default=name,
+                        help="name in a YAML file")  # fmt: skip
     parser.add_class_arguments(module.Config)
     parser.add_class_arguments(TrainingConfig)
-    parser.set_defaults(module.DEFAULTS)
+    parser.set_defaults(getattr(module, "DEFAULTS", {}))
     values = parse(parser, words)
     method, training = (
         cls(**{f.name: values[f.name] for f in fields(cls)})
@@ -131,6 +137,9 @@ def method_in_file(words):
         raise ValueError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or "method" not in content:
         raise ValueError(f"{file} names no method: it needs a line like `method: simclr`")
+    if registry.is_method_file(content["method"]):  # a configuration does not run code
+        raise ValueError(f"{file} is of the method file {content['method']}: name it, as in "
+                         f"`sslzoo pretrain {content['method']} ...`")  # fmt: skip
     return content["method"]
 
 

@@ -1,14 +1,22 @@
 """Methods, backbones, data sets and evaluators by name; nothing is imported before it is asked for.
 
-A method's name is the name of its file in sslzoo/methods, a protocol's that of its file in
-sslzoo/evaluators; see there for what the files hold.
+A method's name is the name of its file in sslzoo/methods, or the path of a file of your own that
+ends in .py; a protocol's is that of its file in sslzoo/evaluators. See there for what they hold.
 """
 
 import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+
+_METHOD_FILES = {}  # path -> module, of the users' files that were run
+
+
+class MethodFileError(ValueError):
+    """A file of a method that is not there or lacks a part; the message is for the user."""
 
 
 class UnknownName(ValueError):
@@ -26,19 +34,53 @@ def methods():
 
 
 def method(name):
-    """The module of the method `name`: Config, DEFAULTS, views and the class."""
+    """The module of a method: Config, DEFAULTS, views and the class.
+
+    Args:
+        name: of a file in sslzoo/methods, or the path of a file of the same parts, which is run.
+    """
+    if is_method_file(name):
+        return _method_file(Path(name).resolve())
     if name not in methods():
         raise UnknownName("method", name, methods())
     return importlib.import_module(f"sslzoo.methods.{name}")
 
 
+def is_method_file(name):
+    """Whether a method's name is the path of a file instead."""
+    return str(name).endswith(".py")
+
+
 def method_class(module):
     """The nn.Module of a method's file, which is called like the file: simclr.py, SimCLR."""
-    wanted = module.__name__.rpartition(".")[2].replace("_", "")
+    wanted = Path(module.__file__).stem.replace("_", "").lower()
     for name, value in vars(module).items():
         if name.lower() == wanted and inspect.isclass(value):
             return value
-    raise AttributeError(f"{module.__name__} defines no class called {wanted} in any case")
+    raise MethodFileError(
+        f"{module.__file__} defines no class called like the file: {wanted}, in any case"
+    )
+
+
+def _method_file(path):
+    """The module of a user's file, which is run once."""
+    if path in _METHOD_FILES:
+        return _METHOD_FILES[path]
+    if not path.is_file():
+        raise MethodFileError(f"there is no method file {path}")
+    name = f"method_file_{len(_METHOD_FILES)}_{path.stem}"
+    spec = spec_from_file_location(name, path)
+    module = sys.modules[name] = module_from_spec(spec)  # where dataclasses look for their types
+    spec.loader.exec_module(module)
+    for part in ("Config", "views"):
+        if not hasattr(module, part):
+            raise MethodFileError(f"{path} defines no {part}; examples/barlow_twins.py shows how")
+    if hasattr(module, "build_backbone") or hasattr(module, "backbone_options"):
+        # Its weights could only be read again by running the file.
+        raise MethodFileError(f"{path} makes a backbone: only methods of the package may")
+    method_class(module)
+    _METHOD_FILES[path] = module
+    return module
 
 
 def build_backbone(module, name, **options):

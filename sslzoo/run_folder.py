@@ -167,7 +167,7 @@ class Metrics:
 
 def free_path(method, data, folder="runs"):
     """runs/METHOD_DATA, with a number where that is taken: no run overwrites another."""
-    path = stem = Path(folder, f"{method}_{Path(data).stem}")
+    path = stem = Path(folder, f"{Path(method).stem}_{Path(data).stem}")
     for number in itertools.count(2):
         if not path.exists():
             return path
@@ -227,9 +227,12 @@ def _weights_of(file):
 
 
 def build_backbone(about):
-    """The encoder that `about` describes, with random weights; imported ones have no method."""
+    """The encoder that `about` describes, with random weights.
+
+    Imported ones have no method; a user's method file is not run, and makes no encoder.
+    """
     options = dict(image_size=about["image_size"], channels=about["channels"])
-    if "method" not in about:
+    if "method" not in about or registry.is_method_file(about["method"]):
         return backbones.build(about["backbone"], **options)
     module = registry.method(about["method"])
     options |= about.get("backbone_options", {})
@@ -248,6 +251,8 @@ def load_method(path, *, trained=True):
     if file.suffix != ".pt" or not file.is_file():
         return None
     state = _load_checkpoint(file)
+    if registry.is_method_file(state["about"]["method"]):
+        return None
     module = registry.method(state["about"]["method"])
     if not hasattr(registry.method_class(module), "embed_video"):
         return None
@@ -270,9 +275,11 @@ def load_untrained(path):
     """The encoder of a run folder as it was before training, and what it expects."""
     about = load_backbone(path)[1]
     options = load_options(path)
-    module = registry.method(about["method"])
     torch.manual_seed(options["seed"])
     backbone = build_backbone(about)
+    if registry.is_method_file(about["method"]):
+        return backbone.eval(), about
+    module = registry.method(about["method"])
     method = registry.method_class(module)(backbone, method_config(module, options))
     return method.backbone.eval(), about
 

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -152,6 +153,24 @@ def test_only_a_missing_triton_or_extension_excuses_a_backend(package, name, mon
     assert op(None) == 1
 
 
+@pytest.mark.parametrize("name", ["triton", "sslops._C"])
+def test_every_op_loads_and_runs_without_triton_or_the_extension(name):
+    """Where nothing was compiled, or Triton has no build: MPS, Windows, a source tree."""
+    code = f"""if True:
+        import sys
+        sys.modules[{name!r}] = None
+        import torch, sslops
+        from sslops import registry
+        assert any({name!r} in reason for op in registry.OPS.values()
+                   for reason in op.missing.values())
+        assert all(None in found.values() for found in registry.availability("cpu").values())
+        z = torch.eye(4)
+        print(f"{{sslops.info_nce(z, z, temperature=1.0).item():.4f}}")"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert done.stdout == "0.7437\n"
+
+
 def test_backends_prints_what_runs_here_and_why_the_rest_does_not(capsys):
     sslops.backends("cpu")
     lines = capsys.readouterr().out.splitlines()
@@ -170,3 +189,65 @@ def test_backends_prints_what_runs_here_and_why_the_rest_does_not(capsys):
 def test_every_op_ends_with_the_backends_that_run_anywhere():
     for name in ("info_nce", "nt_xent"):
         assert tuple(registry.OPS[name].order)[-2:] == ("chunked", "reference")
+
+
+@pytest.fixture
+def koleo():
+    """An op whose backends are put back after the test."""
+    op = registry.OPS["koleo"]
+    before = op.order, op.backends
+    yield op
+    op.order, op.backends = before
+
+
+class Mine:
+    """A backend for widths of 2, which takes the following row for the nearest one."""
+
+    @staticmethod
+    def unsupported(features, candidates, offset):
+        return None if features.shape[-1] == 2 else f"takes widths of 2; got {features.shape[-1]}"
+
+    @staticmethod
+    def koleo(features, candidates, offset):
+        B, N = features.shape[:2]
+        return (torch.arange(1, N + 1) % N).expand(B, N)
+
+
+def test_a_backend_from_outside_is_tried_first_and_can_be_forced(koleo, capsys):
+    registry.register("koleo", "mine", Mine)
+    angles = torch.tensor([0, 10, 100]).deg2rad()
+    x = torch.stack([angles.cos(), angles.sin()], -1)
+    distances = [2 * math.sin(math.radians(a / 2)) for a in (10, 90, 100)]  # to the next row
+    expected = -sum(map(math.log, distances)) / 3
+    assert sslops.koleo(x).item() == pytest.approx(expected, rel=1e-5)
+    assert sslops.koleo(x, backend="mine").item() == pytest.approx(expected, rel=1e-5)
+    assert sslops.koleo(x, backend="reference").item() > expected + 0.5  # two rows are 10° apart
+    wide = torch.eye(3)
+    assert sslops.koleo(wide).item() == pytest.approx(-math.log(2) / 2, rel=1e-5)
+    with pytest.raises(RuntimeError, match="'mine' cannot run here: takes widths of 2; got 3"):
+        sslops.koleo(wide, backend="mine")
+    sslops.backends("cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("koleo") + 1].split()[0] == "mine"
+
+
+WRONG = [
+    ("no_op", "mine", Mine, ValueError, "op must be one of .*koleo.*; got 'no_op'"),
+    ("koleo", "chunked", Mine, ValueError, "koleo has a backend 'chunked' already"),
+    ("nt_xent", "mine", Mine, TypeError, "must define a function nt_xent"),
+    ("koleo", "mine", object(), TypeError, "must define a function koleo"),
+]
+
+
+@pytest.mark.parametrize("op, name, module, error, message", WRONG)
+def test_a_backend_that_cannot_be_registered_says_why(koleo, op, name, module, error, message):
+    with pytest.raises(error, match=message):
+        registry.register(op, name, module)
+
+
+def test_a_backend_with_other_arguments_is_refused(koleo):
+    class Other(Mine):
+        koleo = staticmethod(lambda features, more: None)
+
+    with pytest.raises(TypeError, match=r"must take \(.*\); got \(features, more\)"):
+        registry.register("koleo", "mine", Other)

@@ -26,6 +26,7 @@ from sslzoo.self_distillation import (
 )
 from sslzoo.sharding import local, norms
 
+JUDGED = "teacher"  # network whose weights are the backbone
 DEFAULTS = {"backbone": "vit_tiny_p4", "optimizer": "adamw", "base_lr": 5e-4, "min_lr": 1e-6,
             "weight_decay": 0.04, "warmup_epochs": 10}  # fmt: skip
 

@@ -22,6 +22,7 @@ from sslzoo.split_batch_norm import Shuffle, split_batch_norm
 from sslzoo.views import ViewSpec, whole_blur
 
 # The small setting, images of 32 x 32: SGD at 0.06 per 128 images.
+JUDGED = "query encoder"  # network whose weights are the backbone
 DEFAULTS = {"optimizer": "sgd", "base_lr": 0.12, "weight_decay": 5e-4, "warmup_epochs": 0}
 
 PAPER_BATCH, PAPER_IMAGES = 256, 1_281_167

@@ -21,6 +21,7 @@ from sslzoo.views import ViewSpec, whole_blur
 from sslzoo.vit_setup import is_vit, start_vit
 
 # The small setting for a ViT; the paper's for ImageNet is in its recipes.
+JUDGED = "query encoder"  # network whose weights are the backbone
 DEFAULTS = {"backbone": "vit_tiny_p4", "optimizer": "adamw", "base_lr": 3e-4, "weight_decay": 0.1,
             "warmup_epochs": 10}  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from sslzoo.cli import main
+from sslzoo.cli import OF_THE_ZOO, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--backbone", "convnet4", "--image_size", "8", "--epochs", "1", "--batch_size", "4",
@@ -235,3 +236,20 @@ def test_switches_need_no_value():
     words = ["--download", "--k", "3", "--head_bn", "false", "--download"]
     assert list(switched_on(words, {"--download", "--head_bn"})) == [
         "--download=true", "--k", "3", "--head_bn", "false", "--download=true"]  # fmt: skip
+
+
+def test_an_installation_without_the_zoo_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)  # importing it now raises ModuleNotFoundError
+    monkeypatch.delitem(sys.modules, "sslzoo.options", raising=False)
+    monkeypatch.delattr("sslzoo.options", raising=False)
+    assert fails(capsys, "pretrain", "simclr") == (
+        "yaml is not installed: pip install 'sslops[zoo]'"
+    )
+
+
+def test_every_library_of_the_zoo_is_known_by_its_name():
+    """Those of pyproject.toml, by the names that are imported."""
+    text = (ROOT / "pyproject.toml").read_text().split("zoo = [")[1].split("]\n")[0]
+    names = {re.match(r"[\w-]+", line)[0] for line in re.findall(r'"(.*?)"', text)}
+    imported = {"scikit-learn": "sklearn", "pillow": "PIL"}
+    assert {imported.get(name, name) for name in names} <= OF_THE_ZOO

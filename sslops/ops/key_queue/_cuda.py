@@ -5,6 +5,7 @@ import torch
 import sslops._C as _C
 from sslops.ops.key_queue import _kernels
 from sslops.ops.key_queue._kernels import enqueue_  # noqa: F401 the function of this backend
+from sslops.tracing import constant_when_traced
 
 
 def unsupported(stored, pointer, blocks_done, keys, *rest):
@@ -17,7 +18,7 @@ def unsupported(stored, pointer, blocks_done, keys, *rest):
     return _kernels.why_not_dtype(stored, keys)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _runs_on(device_index):
     return _C.cuda_runs_on(device_index)
 

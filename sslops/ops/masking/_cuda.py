@@ -10,6 +10,7 @@ from sslops.ops.masking._compiled import (  # noqa: F401 the functions of this b
     random_masking,
     restore_tokens,
 )
+from sslops.tracing import constant_when_traced
 
 # A sample's sort keys and inverse index lie in the shared memory of one block.
 MOST_TOKENS = 8192
@@ -27,7 +28,7 @@ def unsupported(x, *arguments):
     return _compiled.why_not_dtype(x, arguments)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _runs_on(device_index):
     return _C.cuda_runs_on(device_index)
 
