@@ -51,8 +51,9 @@ def shard(model, device):
     Returns:
         model.
     """
-    for tensor in (*model.parameters(), *model.buffers()):  # as DDP does
-        dist.broadcast(tensor.detach(), 0)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.contiguous()  # convolutions may be channels last: rows are cut
+        dist.broadcast(tensor.detach(), 0)  # as DDP does
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for unit in units(model):
         fully_shard(unit, mesh=mesh)
