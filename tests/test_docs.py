@@ -174,11 +174,18 @@ def parse(words):
 
 
 def make_files(words):
-    """The configuration files that a command line wants to read."""
+    """The configuration and method files that a command line wants to read."""
+    method = "simclr"
+    if words[0] == "pretrain" and len(words) > 1 and words[1].endswith(".py"):
+        method = words[1]
+        Path(method).parent.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / "examples/barlow_twins.py").read_text()
+        name = Path(method).stem.replace("_", "")  # the class is called like the file
+        Path(method).write_text(text.replace("class BarlowTwins", f"class {name}"))
     for option, value in pairwise(words):
         if option == "--resume":
             Path(value).mkdir(parents=True, exist_ok=True)
-            Path(value, "config.yaml").write_text("method: simclr\n")
+            Path(value, "config.yaml").write_text(f"method: {method}\n")
         if option == "--config" and value.endswith(".yaml"):
             Path(value).write_text("method: simclr\n")
 
