@@ -43,7 +43,7 @@ def main():
     print("\n".join(f"{key:<8} {value}" for key, value in machine.items()), flush=True)
     run = Run(options, device, machine)
     if options.sweep:
-        run.sweep(OPS if options.sweep == "all" else [options.sweep])
+        run.sweep([*sweeps.SWEEPS] if options.sweep == "all" else [options.sweep])
     else:
         for op in options.op or OPS:
             cases = importlib.import_module(f"sslops.ops.{op}.cases")

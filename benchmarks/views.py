@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout that is not ins
 
 import sslops
 from benchmarks import results
+from benchmarks.baselines.augment import torchvision
 from benchmarks.measure import machine
 from sslops.ops.augment.cases import MEASURED, SIMCLR
 
@@ -26,18 +27,8 @@ VIEWS_OF_TORCHVISION = 256 * 32**2  # pixels of a round, about a tenth of a seco
 
 
 def pipeline(spec):
-    """torchvision's transforms of a ViewSpec."""
-    strengths = spec.brightness, spec.contrast, spec.saturation, spec.hue
-    jitter, blur = transforms.ColorJitter(*strengths), spec.size // 10 | 1
-    return transforms.Compose([
-        transforms.RandomResizedCrop(spec.size, spec.crop_scale),
-        transforms.RandomHorizontalFlip(spec.flip),
-        transforms.RandomApply([jitter], spec.jitter),
-        transforms.RandomGrayscale(spec.grayscale),
-        transforms.RandomApply([transforms.GaussianBlur(blur, spec.blur_sigma)], spec.blur),
-        transforms.ToTensor(),
-        transforms.Normalize(spec.mean, spec.std),
-    ])  # fmt: skip
+    """torchvision's transforms of a ViewSpec, for PIL images."""
+    return torchvision(spec, transforms, transforms.ToTensor())
 
 
 def ours(case, images, epoch):

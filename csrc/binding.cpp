@@ -91,4 +91,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("info_nce_backward_keys", from_python(sslops::info_nce_backward_keys));
   m.def("info_nce_symmetric_forward", from_python(sslops::info_nce_symmetric_forward));
   m.def("info_nce_symmetric_backward", from_python(sslops::info_nce_symmetric_backward));
+  m.def("logit_block_statistics", from_python(sslops::logit_block_statistics));
+  m.def("logit_block_gradients", from_python(sslops::logit_block_gradients));
 }

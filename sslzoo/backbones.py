@@ -183,7 +183,13 @@ def layer_features(model, x, names, *, tokens="class"):
         return model.layer_features(x, names)
     seen = outputs_of(model, x, names)
     prefix = getattr(model, "num_prefix_tokens", 0)
-    return {name: pool(seen[name], prefix, tokens) for name in names}
+    return {name: pool(channels_first(model, seen[name]), prefix, tokens) for name in names}
+
+
+def channels_first(model, activations):
+    """A map as [B, C, H, W], also of models that keep the channels last; others as they are."""
+    is_last = activations.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC"
+    return activations.permute(0, 3, 1, 2) if is_last else activations
 
 
 def outputs_of(model, x, names):
@@ -206,7 +212,7 @@ def outputs_of(model, x, names):
 
 def check_layers(model, names):
     """A ValueError for a name that is no layer; the message holds the nearest ones."""
-    known = model.layers() if hasattr(model, "layers") else list(dict(model.named_modules()))
+    known = own_layers(model) or list(dict(model.named_modules()))
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
@@ -229,14 +235,15 @@ def dense_features(model, x, layer=None):
         torch.Size([2, 192, 8, 8])
     """
     layer = layer or last_map(model)
-    activations = outputs_of(model, x, [layer])[layer]
+    activations = channels_first(model, outputs_of(model, x, [layer])[layer])
     if activations.ndim == 4:
-        is_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        return activations.permute(0, 3, 1, 2) if is_last else activations
+        return activations
     if activations.ndim != 3:
         raise ValueError(f"layer {layer} has no map: its output is {tuple(activations.shape)}")
     tokens = activations[:, getattr(model, "num_prefix_tokens", 0) :]
     (H, W), (p, q) = x.shape[-2:], model.patch_embed.patch_size
+    if tokens.shape[1] != (H // p) * (W // q):
+        raise ValueError(f"layer {layer} has {tokens.shape[1]} tokens, which are no map of patches")
     return tokens.mT.unflatten(-1, (H // p, W // q))
 
 
@@ -247,16 +254,34 @@ def last_map(model):
         "norm", "stages", "features"):  # fmt: skip
         if name in known and not isinstance(known[name], nn.Identity):
             return name
-    raise ValueError(f"{type(model).__name__} has no layer known to be its last map: name one")
+    told = of_timm(model)
+    if not told:
+        raise ValueError(f"{type(model).__name__} has no layer known to be its last map: name one")
+    return told[-1]
 
 
 def layers(model):
     """Names of the layers worth probing, from the first to the last."""
-    if hasattr(model, "layers"):
-        return model.layers()
+    if own_layers(model):
+        return own_layers(model)
     if hasattr(model, "blocks"):
         return [f"blocks.{i}" for i in range(len(model.blocks))]
-    return list(stages(model))
+    if isinstance(model, (timm.models.ResNet, Staged, MapNet)):
+        return list(stages(model))
+    told = of_timm(model)
+    if not told:
+        raise ValueError(f"{type(model).__name__} has no known layers: name some")
+    return told
+
+
+def own_layers(model):
+    """What an encoder of ours says of its layers; None for others (Swin has a module `layers`)."""
+    return model.layers() if callable(getattr(type(model), "layers", None)) else None
+
+
+def of_timm(model):
+    """The layers with a map, as timm tells them for its models; [] where it does not."""
+    return [about["module"] for about in getattr(model, "feature_info", None) or ()]
 
 
 def stages(model):

@@ -1,10 +1,12 @@
 """What a checkpoint holds, and how a run goes on from it."""
 
+from sslzoo import sharding
 from sslzoo.run_folder import RunFolderError
 
 # What a resumed run may change and still be the same run.
-FREE_TO_CHANGE = {"data", "download", "out", "device", "workers", "log_every", "checkpoint_every",
-                  "test_every", "pictures_every", "timeout", "max_unreadable"}  # fmt: skip
+FREE_TO_CHANGE = {"data", "download", "out", "device", "shard", "workers", "log_every",
+                  "checkpoint_every", "test_every", "pictures_every", "timeout",
+                  "max_unreadable"}  # fmt: skip
 KEYS = {"step", "method", "optimizer", "scaler", "options", "about", "data_fingerprint"}
 
 
@@ -12,13 +14,14 @@ def state_of(trainer):
     """All that --resume needs.
 
     Random numbers and the position in the data are functions of the step, and a queue is stored
-    whole: nothing in it belongs to one process, so any number of them can go on.
+    whole, and so are sharded weights: nothing in it belongs to one process, so any number of them
+    can go on. All processes must call; sharded tensors are in the main process's alone.
     """
     setup, scaler = trainer.setup, trainer.accelerator.scaler
     return {
         "step": trainer.step,
-        "method": trainer.method.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
+        "method": sharding.full(trainer.method.state_dict(), setup.is_main),
+        "optimizer": sharding.full(trainer.optimizer.state_dict(), setup.is_main),
         "scaler": None if scaler is None else scaler.state_dict(),
         "options": setup.options,
         "about": setup.about,
@@ -40,9 +43,12 @@ def restore(trainer):
     if state["data_fingerprint"] != setup.data.fingerprint():
         raise RunFolderError(f"{setup.config.data} is not the data that the run began with")
     trainer.step = trainer.saved_step = state["step"]
-    trainer.watch.probed_epoch = trainer.watch.test_epoch = trainer.epochs_at(trainer.step)
-    trainer.method.load_state_dict(state["method"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.watch.epoch = trainer.epochs_at(trainer.step)
+    method, optimizer = trainer.method, trainer.optimizer
+    method.load_state_dict(sharding.sharded_like(state["method"], method.state_dict()))
+    optimizer.load_state_dict(
+        sharding.optimizer_state_like(state["optimizer"], optimizer.param_groups)
+    )
     if state["scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     if setup.is_main:

@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch
 
+from sslzoo import sharding
+
 
 def frozen_copy(module):
     """A copy of `module` that takes no gradient: the network that will be the moving average."""
@@ -47,7 +49,7 @@ def update_ema(target, source, momentum, buffers: Literal["none", "copy", "ema"]
             else:
                 old.copy_(fresh)
     if averaged:
-        torch._foreach_lerp_(averaged, new, 1 - momentum)
+        torch._foreach_lerp_(sharding.local(averaged), sharding.local(new), 1 - momentum)
 
 
 def _paired(target, source):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from sslzoo import registry
 from sslzoo.data import DataError
+from sslzoo.evaluation import cache
 from sslzoo.evaluation.results import percent
 from sslzoo.evaluation.subject import Common, Subject
 from sslzoo.run_folder import plain, replace_file, versions
@@ -72,12 +73,14 @@ def describe(name, module, subject, config, result):
     return {
         "protocol": name,
         "version": module.VERSION,
-        "backbone": {**subject.about, "source": subject.source, "weights": subject.weights},
+        "backbone": {**subject.about, "source": subject.source, "weights": subject.weights,
+                     "network": network(subject.about)},
         "features": [subject.describe(layer) for layer in subject.layers],
         "device": str(subject.device.type),
         "seed": subject.seed,
         "data": subject.used,
         "options": options,
+        "options_digest": cache.key_of(**options),
         "results": [row.record() for row in result.rows],
         "details": result.details,
         "notes": result.notes,
@@ -85,6 +88,12 @@ def describe(name, module, subject, config, result):
                      for key, path in result.pictures.items()},
         "versions": versions(),
     }  # fmt: skip
+
+
+def network(about):
+    """Which of a method's networks is judged: the one it says, or else its only encoder."""
+    module = registry.method(about["method"]) if "method" in about else None
+    return getattr(module, "JUDGED", "encoder")
 
 
 def write(subject, entry):

@@ -51,7 +51,7 @@ class LiveTracking:
         Args:
             backbone: the encoder; a method that embeds videos itself is judged by its embeddings.
         """
-        method, about = self.setup.method, self.setup.about
+        method, about = self.setup.whole, self.setup.about
         was_training = method.training
         method.eval()
         embeds = hasattr(method, "embed_video")

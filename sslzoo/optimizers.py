@@ -2,6 +2,8 @@
 
 import torch
 
+from sslzoo import sharding
+
 
 def parameter_groups(module, weight_decay):
     """Split trainable parameters: matrices and kernels decay, biases and norms do not.
@@ -22,6 +24,22 @@ def parameter_groups(module, weight_decay):
             "adapt": False,
         },
     ]
+
+
+def of_run(method, config, lr):
+    """The optimizer of a method: its own groups, or those of `parameter_groups`.
+
+    Args:
+        method: a method's nn.Module.
+        config: sslzoo.training_config.TrainingConfig.
+        lr: learning rate.
+    """
+    if hasattr(method, "parameter_groups"):
+        groups = method.parameter_groups(config.weight_decay)
+    else:
+        groups = parameter_groups(method, config.weight_decay)
+    return build(config.optimizer, groups, lr=lr, momentum=config.momentum,
+                 nesterov=config.nesterov, betas=config.betas)  # fmt: skip
 
 
 def build(name, groups, *, lr, momentum=0.9, nesterov=False, betas=(0.9, 0.999)):
@@ -85,19 +103,19 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     def _step_group(self, weights, group):
+        parts = sharding.local(weights)
         gradients = [w.grad for w in weights]
         if group["weight_decay"]:
             gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
         if group["adapt"]:
-            w_norm = torch.stack(torch._foreach_norm(weights))
-            g_norm = torch.stack(torch._foreach_norm(gradients))
+            w_norm, g_norm = sharding.norms(weights), sharding.norms(gradients)
             ratio = group["trust"] * w_norm / g_norm
             ratio = torch.where((w_norm > 0) & (g_norm > 0), ratio, 1.0)
-            gradients = torch._foreach_mul(gradients, ratio.unbind())
+            gradients = torch._foreach_mul(sharding.local(gradients), ratio.unbind())
         for w in weights:
             if "momentum_buffer" not in self.state[w]:
                 self.state[w]["momentum_buffer"] = torch.zeros_like(w)
-        v = [self.state[w]["momentum_buffer"] for w in weights]
+        v = sharding.local(self.state[w]["momentum_buffer"] for w in weights)
         torch._foreach_mul_(v, group["momentum"])
-        torch._foreach_add_(v, gradients)
-        torch._foreach_add_(weights, v, alpha=-group["lr"])
+        torch._foreach_add_(v, sharding.local(gradients))
+        torch._foreach_add_(parts, v, alpha=-group["lr"])

@@ -1,7 +1,7 @@
 """The loop that trains any method: read it from `pretrain` down.
 
-Hugging Face accelerate does devices, precision, DDP and gradient accumulation. For several
-processes: `accelerate launch --multi_gpu -m sslzoo pretrain ...`, or torchrun in its place.
+Hugging Face accelerate does devices, precision, DDP and gradient accumulation; sslzoo/sharding.py
+FSDP2. For several processes: `accelerate launch --multi_gpu -m sslzoo pretrain ...`, or torchrun.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sslzoo import checkpoints, optimizers, registry
+from sslzoo import checkpoints, optimizers, registry, sharding
 from sslzoo.announcement import announcement
 from sslzoo.failures import Interrupted
 from sslzoo.finite import FiniteLoss
@@ -45,6 +45,10 @@ class Setup:
     run: RunFolder
     report: Report
     reasons: list  # what the method chose for itself, and why; one line each
+    whole: nn.Module = None  # the method, or a copy where its weights are divided: sslzoo.sharding
+
+    def __post_init__(self):
+        self.whole = self.method
 
     @property
     def device(self):
@@ -89,6 +93,8 @@ def set_up(name, method_config, config, console=None):
              for view in views_of(module, method_config, config.image_size, kind)]  # fmt: skip
     loader = make_loader(KINDS[kind].loader, data, views, config, accelerator)
     method = make_method(module, method_config, config, data.channels, accelerator)
+    if config.shard:
+        sharding.check(method)
     survey(method, data, config.image_size, mean, std, accelerator.device)
     options_of = getattr(module, "backbone_options", lambda config, name: {})
     about = {
@@ -178,8 +184,9 @@ def train(setup, *, resume=False):
         trainer.fit()
     for line in trainer.meters.summary():
         setup.report.say(line)
-    if setup.is_main:
-        trainer.watch.finish()
+    with sharding.gathered(setup):
+        if setup.is_main:
+            trainer.watch.finish()
     setup.accelerator.end_training()
     return setup.run
 
@@ -198,25 +205,20 @@ class Trainer:
     def __init__(self, setup):
         self.setup, self.config, self.accelerator = setup, setup.config, setup.accelerator
         self.method, self.loader, self.watch = setup.method, setup.loader, Watch(setup)
-        config, method = self.config, self.method
+        config = self.config
         batch = config.batch_size * config.accumulate
         self.step, self.saved_step, self.skipped = 0, None, 0
         self.unreadable = UnreadableLog(setup)
         self.total_steps = config.epochs * self.loader.steps_per_epoch // config.accumulate
         self.peak_lr = scaled_learning_rate(config.base_lr, batch, config.lr_rule)
         self.meters, self.finite = Meters(batch), FiniteLoss(self)
-        if hasattr(method, "parameter_groups"):
-            groups = method.parameter_groups(config.weight_decay)
-        else:
-            groups = optimizers.parameter_groups(method, config.weight_decay)
-        optimizer = optimizers.build(config.optimizer, groups, lr=self.peak_lr,
-                                     momentum=config.momentum, nesterov=config.nesterov,
-                                     betas=config.betas)  # fmt: skip
+        if hasattr(self.method, "plan"):
+            self.method.plan(self.total_steps, self.loader.steps_per_epoch / config.accumulate)
         self.is_cached = is_cached(registry.method(setup.about["method"]), config)
-        model = Embedder(method) if self.is_cached else method
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if hasattr(method, "plan"):
-            method.plan(self.total_steps, self.loader.steps_per_epoch / config.accumulate)
+        model = Embedder(self.method) if self.is_cached else self.method
+        self.model = sharding.spread(model, setup)
+        optimizer = optimizers.of_run(self.method, config, self.peak_lr)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
     def fit(self):
         """All steps from where the run stands to its end."""
@@ -346,8 +348,9 @@ class Trainer:
 
     def draw(self):
         self.meters.stop()
-        if self.setup.is_main:
-            self.watch.draw(self.epochs_at(self.step))
+        with sharding.gathered(self.setup):
+            if self.setup.is_main:
+                self.watch.draw(self.epochs_at(self.step))
         self.meters.start()
 
     def log(self, outputs):
@@ -356,7 +359,7 @@ class Trainer:
         means = self.meters.take(lambda tensor: self.accelerator.reduce(tensor, "mean"))
         self.finite.check(means["loss"])
         row = {"step": self.step, "epoch": self.epochs_at(self.step), "lr": self.lr, **means}
-        row["gradient_norm"] = float(self.gradient_norm)
+        row["gradient_norm"] = float(sharding.full(self.gradient_norm))
         if self.accelerator.scaler is not None:
             # fp16: where the gradient overflowed the step is skipped and the scale falls.
             row["skipped_steps"] = self.skipped
@@ -364,7 +367,9 @@ class Trainer:
         if self.setup.device.type == "cuda":
             row["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.setup.device) / 2**20
         self.unreadable.update(row)
-        row |= self.watch.measure(outputs, row["epoch"], is_last=self.step == self.total_steps)
+        with sharding.whole_roots(self.model):
+            row |= self.watch.measure(outputs)
+        row |= self.watch.scores(row["epoch"], is_last=self.step == self.total_steps)
         if self.setup.is_main:
             self.setup.run.log(row)
             self.setup.report.show(row, self.total_steps, self.config.log_every)
@@ -376,8 +381,9 @@ class Trainer:
         self.meters.stop()
         if "loss" in self.meters.sums:
             self.finite.check(self.accelerator.reduce(self.meters.sums["loss"], "mean").item())
+        state = checkpoints.state_of(self)
         if self.setup.is_main:
-            self.setup.run.save_checkpoint(checkpoints.state_of(self), self.saved_step)
+            self.setup.run.save_checkpoint(state, self.saved_step)
         self.saved_step = self.step
         self.meters.start()
 

@@ -54,6 +54,9 @@ class TrainingConfig:
     has it, fp32 elsewhere."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
+    shard: bool = False
+    """Divide weights, gradients and optimizer state among the processes (FSDP2), for encoders that
+    are too large for one."""
     workers: int = 0
     """Processes that decode images, per training process; 0 decodes in the training process."""
     views: Literal["sslops", "torchvision"] = "sslops"
@@ -92,6 +95,10 @@ class TrainingConfig:
     """Epochs between two sets of the method's pictures; 0 draws them at the end only."""
 
     def __post_init__(self):
+        if self.shard and self.precision == "fp16":
+            raise ValueError(
+                "shard is not for fp16, whose loss scale needs whole gradients: take bf16"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             least = 1 if field.name in AT_LEAST_ONE else 0

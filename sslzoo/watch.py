@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from sslzoo import backbones
+from sslzoo import backbones, sharding
 from sslzoo.data import DataError
 from sslzoo.evaluation import (
     effective_rank,
@@ -49,43 +49,59 @@ class Watch:
     def __init__(self, setup):
         self.setup = setup
         self.kind = KINDS[setup.about["kind"]]
-        self.probed_epoch = 0
-        self.test_epoch = 0
+        self.epoch = 0  # of the last look at what is due
         self._test = None
         self._probed = self.probe_sets()
         self.layers = [None] if self._probed is None else self.probe_layers()
-        self.tracked_epoch = 0
         self._tracking = LiveTracking(setup) if setup.config.tracking_every else None
         self.warned = False
 
     @torch.no_grad()
-    def measure(self, outputs, epoch, is_last=False):
+    def measure(self, outputs):
         """Names and values that describe the method after this step."""
         method = self.setup.method
         weights = [p for p in method.parameters() if p.requires_grad]
-        row = {"parameter_norm": torch.stack(torch._foreach_norm(weights)).norm().item()}
+        row = {"parameter_norm": sharding.norms(weights).norm().item()}
         if hasattr(method, "meters"):
-            row |= {name: float(value) for name, value in method.meters(outputs).items()}
+            meters = sharding.full(method.meters(outputs))
+            row |= {name: float(value) for name, value in meters.items()}
         if "features" in outputs:
             features = outputs["features"]
             rows = features[:: math.ceil(len(features) / METER_ROWS)].float()
             row |= {"feature_std": feature_std(rows), "effective_rank": effective_rank(rows)}
         if self.setup.device.type == "cuda":
             row["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        if self.setup.is_main:
-            row |= self.accuracy(epoch)
-            row |= self.test_scores(epoch, is_last)
-            row |= self.tracking(epoch)
+        return row
+
+    def scores(self, epoch, is_last=False):
+        """Of the main process: probes, tracking and the method's own test, where they are due."""
+        config, last = self.setup.config, self.epoch
+        self.epoch = epoch
+
+        def is_due(every):
+            return bool(every) and epoch // every > last // every
+
+        probes = {name: probe for name, probe, every in (
+            ("knn_accuracy", knn, config.knn_every),
+            ("linear_accuracy", linear, config.linear_every),
+        ) if is_due(every) and self._probed is not None}  # fmt: skip
+        is_tracked = is_due(config.tracking_every)
+        is_tested = (is_last or is_due(config.test_every)) and hasattr(
+            self.setup.method, "test_scores"
+        )
+        row = {}
+        if probes or is_tracked or is_tested:
+            with sharding.gathered(self.setup):
+                if self.setup.is_main:
+                    row |= self.accuracy(probes) if probes else {}
+                    row |= self.test_scores() if is_tested else {}
+                    row |= self._tracking.scores(self.encoder()) if is_tracked else {}
         return row
 
     @torch.no_grad()
-    def test_scores(self, epoch, is_last):
+    def test_scores(self):
         """How well the method does its own task on the test split, as test_NAME."""
-        method, config = self.setup.method, self.setup.config
-        every = config.test_every
-        is_due = is_last or (every and epoch // every > self.test_epoch // every)
-        self.test_epoch = epoch
-        test = self.test_data() if is_due and hasattr(method, "test_scores") else None
+        method, config, test = self.setup.whole, self.setup.config, self.test_data()
         if test is None:
             return {}
         was_training = method.training
@@ -100,17 +116,10 @@ class Watch:
         return {f"test_{name}": float(torch.stack([row[name] for row in rows]).mean())
                 for name in rows[0]}  # fmt: skip
 
-    def tracking(self, epoch):
-        """J&F and PCK of labelled videos, in the epochs when they are due."""
-        every, last = self.setup.config.tracking_every, self.tracked_epoch
-        self.tracked_epoch = epoch
-        is_due = every and epoch // every > last // every
-        return self._tracking.scores(self.encoder()) if is_due else {}
-
     @torch.no_grad()
     def draw(self, epoch):
         """Save the method's pictures of the first samples of the first epoch."""
-        method, was_training = self.setup.method, self.setup.method.training
+        method, was_training = self.setup.whole, self.setup.whole.training
         if not hasattr(method, "pictures"):
             return
         batch = next(self.setup.loader.epoch(0))
@@ -119,22 +128,14 @@ class Watch:
             self.setup.run.save_picture(name, epoch, picture)
         method.train(was_training)
 
-    def accuracy(self, epoch):
-        """kNN accuracy and linear probe of the frozen features, in the epochs when they are due.
+    def accuracy(self, probes):
+        """kNN accuracy and linear probe of the frozen features, {name: value} for those given.
 
         Of several layers each has its own, such as linear_accuracy_layer3.
         """
-        config, last = self.setup.config, self.probed_epoch
-        self.probed_epoch = epoch
-        probes = {"knn_accuracy": (config.knn_every, knn), "linear_accuracy": (config.linear_every,
-                  linear)}  # fmt: skip
-        due = {name: probe for name, (every, probe) in probes.items()
-               if every and epoch // every > last // every}  # fmt: skip
-        if not due or self._probed is None:
-            return {}
         sets = self.probed_features(self.encoder())
         return {f"{name}_{layer}" if len(sets) > 1 else name: probe(parts)
-                for layer, parts in sets.items() for name, probe in due.items()}  # fmt: skip
+                for layer, parts in sets.items() for name, probe in probes.items()}  # fmt: skip
 
     def probed_features(self, backbone):
         """{layer: [training features, labels, test features, labels]}; None is the output."""
@@ -202,7 +203,7 @@ class Watch:
 
     def encoder(self):
         """The backbone as it is judged and saved."""
-        setup, method = self.setup, self.setup.method
+        setup, method = self.setup, self.setup.whole
         if not getattr(method, "sees_parts", False):
             return method.backbone
         size, mean, std = (setup.about[name] for name in ("image_size", "mean", "std"))

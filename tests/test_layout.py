@@ -165,6 +165,16 @@ SIGNATURES = {
     "exchange='auto', return_stats=False, backend=None)",
     "nt_xent": "(z0, z1, temperature=0.5, *, reduction='mean', normalize=True, group=None, "
     "exchange='auto', return_stats=False, backend=None)",
+    "random_masking": "(x, mask_ratio, *, noise=None, generator=None, num_prefix_tokens=0, "
+    "backend=None)",
+    "sample_mask": "(batch, length, mask_ratio, *, noise=None, generator=None, device=None, "
+    "strategy='random', backend=None)",
+    "gather_tokens": "(x, ids_keep, *, num_prefix_tokens=0, backend=None)",
+    "gather_patches": "(images, ids_keep, patch_size, *, backend=None)",
+    "restore_tokens": "(x_kept, ids_restore, mask_token, pos_embed=None, *, num_prefix_tokens=0, "
+    "backend=None)",
+    "KeyQueue": "(size, dim, *, dtype=torch.float32, normalize=True, group=None, sharded=False, "
+    "backend=None)",
     "color_attention": "(target, reference, values, *, temperature=1.0, grid=None, radius=None, "
     "topk=None, backend=None)",
     "color_attention_loss": "(target, reference, target_labels, reference_labels, *, "
@@ -194,8 +204,11 @@ def test_public_signature(name):
 
 def test_public_names_exist():
     assert sslops.InfoNCEStats._fields == ("lse", "positive_logit", "positive_rank")
+    assert sslops.MaskIds._fields == ("ids_keep", "ids_restore", "mask")
     for name in sslops.__all__:
         assert hasattr(sslops, name)
+    functions = {n for n in sslops.__all__ if inspect.isfunction(getattr(sslops, n))}
+    assert functions <= set(SIGNATURES)
 
 
 # Rules of the page

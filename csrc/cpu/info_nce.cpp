@@ -4,16 +4,6 @@
 
 namespace sslops {
 
-// Calls problem(b, threads) for every batch: side by side where there are many, else one after
-// another with all threads inside.
-template <typename Problem>
-static void over_batches(int64_t batches, int threads, const Problem& problem) {
-  const bool side_by_side = batches >= threads;
-  parallel_for(batches, side_by_side ? 1 : batches, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) problem(b, side_by_side ? 1 : threads);
-  });
-}
-
 static OneSided one_sided(const float* q, int64_t N, int64_t M, int64_t D, int64_t positive_offset,
                           int64_t exclude_offset, float scale, bool bounded, int threads) {
   OneSided p;
@@ -102,21 +92,6 @@ void info_nce_backward_keys(const float* q, const float* key, int64_t B, int64_t
   });
 }
 
-// Calls tile(i0, i1, j0, j1) for tiles that cover N x N scores, in rounds in which no block of rows
-// and no block of columns occurs twice.
-template <typename Tile>
-static void over_square(int64_t N, int64_t block, int threads, const Tile& tile) {
-  const int64_t blocks = (N + block - 1) / block;
-  for (int64_t round = 0; round < blocks; ++round)
-    parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t I = begin; I < end; ++I) {
-        const int64_t J = (I + round) % blocks;
-        in_tiles(I * block, std::min((I + 1) * block, N), J * block,
-                 std::min((J + 1) * block, N), tile);
-      }
-    });
-}
-
 void info_nce_symmetric_forward(const float* q, const float* key, int64_t B, int64_t N, int64_t D,
                                 float scale, bool bounded, int64_t block, int threads,
                                 float* row_loss, float* column_loss, float* positive,
@@ -133,7 +108,7 @@ void info_nce_symmetric_forward(const float* q, const float* key, int64_t B, int
     keys.rows = pack(key_ND, nullptr, N, D, false, inner);
     problem.start_forward(queries, u_N);
     problem.start_forward(keys, u_N);
-    over_square(N, block, inner, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    over_pieces(N, block, N, block, inner, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
       problem.forward_tile(queries, keys, i0, i1, j0, j1, false);
     });
     problem.finish_forward(queries, row_loss + b * N, row_normaliser + b * 2 * N,
@@ -157,7 +132,7 @@ void info_nce_symmetric_backward(const float* q, const float* key, int64_t B, in
                            row_upstream + b * N);
     problem.start_backward(keys, column_loss + b * N, column_normaliser + b * 2 * N,
                            column_upstream + b * N);
-    over_square(N, block, inner, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    over_pieces(N, block, N, block, inner, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
       problem.backward_tile(queries, keys, i0, i1, j0, j1, false);
     });
     unpack(queries.gradient.data(), queries.rows.along_stride(), N, D, scale, dq + b * N * D,

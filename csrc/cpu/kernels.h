@@ -47,4 +47,19 @@ void info_nce_symmetric_backward(const float* q, const float* key, int64_t B, in
                                  const float* row_upstream, const float* column_upstream,
                                  float* dq, float* dk);
 
+// A block of logits, q [B, N, D] against k [B, M, D]; excluded_at [N] or null: which key is no
+// candidate of the row. positive_key [B, N, D], or null where positive [B, N] holds the positives'
+// logits already -> positive, rows [B, N, 2] and columns [B, M, 2] (largest logit, sum of exponentials
+// relative to it), rank [B, N] or null.
+void logit_block_statistics(const float* q, const float* k, const float* positive_key, int64_t B,
+                            int64_t N, int64_t M, int64_t D, const int64_t* excluded_at, float scale,
+                            int threads, float* positive, float* rows, float* columns,
+                            int64_t* rank);
+// rows [B, N, 3], columns [B, M, 3] (of each softmax, the largest logit, the sum relative to it and the
+// upstream gradient) or null, positive_at [N] or null -> dq [B, N, D], and dk [B, M, D] or null.
+void logit_block_gradients(const float* q, const float* k, int64_t B, int64_t N, int64_t M,
+                           int64_t D, const int64_t* positive_at, const int64_t* excluded_at,
+                           float scale, int threads, const float* rows, const float* columns,
+                           float* dq, float* dk);
+
 }  // namespace sslops

@@ -49,4 +49,14 @@ void parallel_for(int64_t count, int64_t grain, int threads, const Body& body) {
   entry(work, &shared, wanted, 0);
 }
 
+// Calls problem(b, threads) for every batch: side by side where there are many, else one after
+// another with all threads inside.
+template <typename Problem>
+void over_batches(int64_t batches, int threads, const Problem& problem) {
+  const bool side_by_side = batches >= threads;
+  parallel_for(batches, side_by_side ? 1 : batches, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) problem(b, side_by_side ? 1 : threads);
+  });
+}
+
 }  // namespace sslops

@@ -54,6 +54,28 @@ void in_tiles(int64_t first_i, int64_t last_i, int64_t first_j, int64_t last_j, 
            j, j + kTileColumns < last_j ? j + kTileColumns : last_j);
 }
 
+// Calls tile(i0, i1, j0, j1) for tiles that cover rows x columns, in rounds in which no piece of rows
+// and no piece of columns occurs twice: a tile may add to what belongs to either without a lock.
+template <typename Tile>
+void over_pieces(int64_t rows, int64_t rows_of_piece, int64_t columns, int64_t columns_of_piece,
+                 int threads, const Tile& tile) {
+  const int64_t row_pieces = (rows + rows_of_piece - 1) / rows_of_piece;
+  const int64_t column_pieces = (columns + columns_of_piece - 1) / columns_of_piece;
+  const int64_t rounds = row_pieces > column_pieces ? row_pieces : column_pieces;
+  const auto last = [](int64_t piece, int64_t size, int64_t count) {
+    return (piece + 1) * size < count ? (piece + 1) * size : count;
+  };
+  for (int64_t round = 0; round < rounds; ++round)
+    parallel_for(row_pieces, 1, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t I = begin; I < end; ++I) {
+        const int64_t J = (I + round) % rounds;
+        if (J < column_pieces)
+          in_tiles(I * rows_of_piece, last(I, rows_of_piece, rows), J * columns_of_piece,
+                   last(J, columns_of_piece, columns), tile);
+      }
+    });
+}
+
 // Where rows meet their positives and themselves: column = row + offset.
 struct Diagonals {
   int64_t positive[2];
@@ -68,6 +90,8 @@ struct TwoSided {
   bool bounded;    // scores share the shift c
   bool with_rank;
   float c = 0;
+  const int64_t* excluded_at = nullptr;  // [rows] or null: the column that is no candidate
+  const int64_t* minus_one_at = nullptr;  // [rows] or null, backward: where G_ij takes - g_i - h_j
 
   TwoSided(Diagonals where, float scale, bool bounded, bool with_rank)
       : diagonals(where), scale(scale), k(static_cast<float>(scale * kLog2E)), bounded(bounded),
@@ -162,6 +186,10 @@ struct TwoSided {
       on_diagonal(i0, i1, j0, j1, diagonals.positive[p], [&](int64_t i, int64_t j) {
         G[(i - i0) * kTileStride + j - j0] = x.at_positive[i] + y.at_positive[j];
       });
+    if (minus_one_at)
+      for (int64_t i = i0; i < i1; ++i)
+        if (minus_one_at[i] >= j0 && minus_one_at[i] < j1)
+          G[(i - i0) * kTileStride + minus_one_at[i] - j0] -= x.weight[i] + y.weight[minus_one_at[i]];
     kernels.add_product(G, padded(rows), columns, x.rows.D_panels, y.rows.along_from(j0),
                         y.rows.along_stride(), &x.gradient[i0 * kPanel], x.rows.along_stride());
     if (!rows_only)
@@ -189,6 +217,9 @@ struct TwoSided {
     for (int p = 0; p < diagonals.count_positive; ++p)
       on_diagonal(i0, i1, j0, j1, diagonals.positive[p], exclude);
     if (diagonals.self) on_diagonal(i0, i1, j0, j1, 0, exclude);
+    if (excluded_at)
+      for (int64_t i = i0; i < i1; ++i)
+        if (excluded_at[i] >= j0 && excluded_at[i] < j1) exclude(i, excluded_at[i]);
     for (int64_t i = i0; i < i1; ++i)
       for (int64_t j = j1; j < j0 + padded(j1 - j0); ++j) exclude(i, j);
   }

@@ -27,6 +27,15 @@ class Boxes(NamedTuple):
     labels: torch.Tensor  # int64 [n], from 1
     ignored: torch.Tensor  # bool [n]: difficult (VOC) or a crowd (COCO)
 
+    def key(self):
+        return b"".join(part.numpy().tobytes() for part in self)
+
+
+def file_key(path):
+    """Name and size of a file, as bytes; the name alone where it is missing."""
+    size = path.stat().st_size if path.is_file() else None
+    return f"{path.name} {size}\n".encode()
+
 
 class Annotated:
     """Images with boxes or masks, read one by one.
@@ -44,14 +53,11 @@ class Annotated:
         return len(self.rows)
 
     def fingerprint(self):
-        """Hexadecimal digest of the files' names and the boxes."""
+        """Hexadecimal digest of boxes, polygons and small masks; of files their names and sizes."""
         digest = hashlib.blake2b(digest_size=6)
         for path, annotation in self.rows:
-            digest.update(f"{getattr(path, 'name', '')}".encode())
-            if isinstance(annotation, Boxes):
-                digest.update(
-                    annotation.boxes.numpy().tobytes() + annotation.labels.numpy().tobytes()
-                )
+            digest.update(file_key(path) if isinstance(path, Path) else path.key())
+            digest.update(annotation.key())
         return digest.hexdigest()
 
     def __getitem__(self, index):
@@ -195,6 +201,9 @@ class MaskFile(NamedTuple):
 
     path: Path
 
+    def key(self):
+        return file_key(self.path)
+
     def __call__(self):
         try:
             with Image.open(self.path) as image:
@@ -209,6 +218,9 @@ class CocoMask(NamedTuple):
     annotations: list
     number: dict
     image: dict
+
+    def key(self):
+        return json.dumps([self.annotations, self.image], sort_keys=True).encode()
 
     def __call__(self):
         from pycocotools import mask as coco
@@ -246,6 +258,9 @@ class Cell(NamedTuple):
     row: int
     path: Path
 
+    def key(self):
+        return self.column[self.row]["bytes"].as_py()
+
     def __call__(self):
         return decode(io.BytesIO(self.column[self.row]["bytes"].as_py()),
                       f"row {self.row} of {self.path}")  # fmt: skip
@@ -256,6 +271,9 @@ class ObjectMask(NamedTuple):
 
     column: object
     row: int
+
+    def key(self):
+        return self.column[self.row]["bytes"].as_py()
 
     def __call__(self):
         with Image.open(io.BytesIO(self.column[self.row]["bytes"].as_py())) as image:

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sslzoo.run_folder import load_options
 
+PROBES = ("knn_accuracy", "linear_accuracy")  # columns of metrics.csv
+
 
 def flops(model, x):
     """Floating-point operations of a forward pass; a multiply-add counts as two.
@@ -32,6 +34,23 @@ def flops(model, x):
     # The fused attention of a CPU is not counted; the plain one is made of matrix products.
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(x)
+    return counter.get_total_flops()
+
+
+def training_flops(method, views):
+    """Floating-point operations of a training step: forward and backward of all its networks.
+
+    Teachers count with their forward pass, every view with its own; what sslops' kernels do (the
+    losses) is not counted, and neither are the optimizer and moving averages.
+
+    Args:
+        method: module (views, step) -> {"loss": ...}.
+        views: list of batches.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        method(views, 0)["loss"].backward()
+    method.zero_grad()
     return counter.get_total_flops()
 
 
@@ -93,14 +112,15 @@ def _nvidia_joules(device):
     return None if failed else used.value / 1000
 
 
-def training_hours(run):
+def training_hours(run, accuracy=None):
     """Hours that a run has trained, by its metrics.csv: pauses and measurements do not count.
 
     Args:
         run: a run folder.
+        accuracy: a share; only until a live probe (kNN or linear) first reached it.
 
     Returns:
-        float, or None where nothing was logged.
+        float, or None where nothing was logged, or the accuracy was not reached.
     """
     path = Path(run) / "metrics.csv"
     if not path.is_file():
@@ -112,7 +132,9 @@ def training_hours(run):
         for row in csv.DictReader(file):
             seconds += (int(row["step"]) - last) * images / float(row["images_per_second"])
             last = int(row["step"])
-    return seconds / 3600 if last else None
+            if accuracy and any(float(row.get(name) or 0) >= accuracy for name in PROBES):
+                return seconds / 3600
+    return seconds / 3600 if last and not accuracy else None
 
 
 def median(values):

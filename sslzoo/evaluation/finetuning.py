@@ -6,13 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.transforms import v2
 
 from sslzoo import backbones
 from sslzoo.data import DataError
 from sslzoo.evaluation.features import extract_layers
 from sslzoo.evaluation.knn import check_labels
 from sslzoo.evaluation.layer_decay import decayed_groups
+from sslzoo.evaluation.regularisers import RandAugment, RandomErasing, mixing, set_drop_path
 from sslzoo.loader import ViewLoader
 from sslzoo.optimizers import build
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine
@@ -27,7 +27,7 @@ class Recipe:
     """How a classifier is trained; see `recipe_for` for what suits which backbone."""
 
     optimizer: str
-    lr: float  # per 256 images for adamw, as it stands for sgd
+    lr: float  # per 256 images for adamw, as it stands for sgd, times sqrt(batch) for lars
     weight_decay: float
     layer_decay: float
     head_std: float
@@ -40,10 +40,16 @@ class Recipe:
     cutmix: float = 0.0
     smoothing: float = 0.0
     flip: float = 0.5
+    rand_augment: float = 0.0
+    erasing: float = 0.0
+    drop_path: float = 0.0
 
 
 VIT = Recipe("adamw", lr=5e-4, weight_decay=0.05, layer_decay=0.65, head_std=2e-5,
              warmup_epochs=5, min_lr=1e-6, smoothing=0.1)  # fmt: skip
+# SimCLR v1's for 1 % of ImageNet's labels; its v2 starts from a layer of the projector.
+SIMCLR = Recipe("lars", lr=0.005, weight_decay=0.0, layer_decay=1.0, head_std=0.01, epochs=60,
+                batch_size=1024)  # fmt: skip
 CONVNET = Recipe("sgd", lr=0.05, weight_decay=5e-4, layer_decay=1.0, head_std=0.01)
 
 
@@ -113,7 +119,12 @@ def fit(model, data, view, recipe, *, seed, device, frozen=frozenset(), dtype=No
     loader = ViewLoader(data, [view], batch_size=min(recipe.batch_size, len(data)), seed=seed,
                         device=device)  # fmt: skip
     optimizer, peak = optimizer_of(model, recipe, loader.batch_size)
-    mix = mixing(recipe, model.head.out_features)
+    mix = mixing(recipe.mixup, recipe.cutmix, model.head.out_features)
+    augment, erase = (
+        RandAugment(recipe.rand_augment, view.mean, view.std),
+        RandomErasing(recipe.erasing),
+    )
+    set_drop_path(model.backbone, recipe.drop_path)
     steps = recipe.epochs * loader.steps_per_epoch
     warmup = recipe.warmup_epochs * loader.steps_per_epoch
     devices = [device] if torch.device(device).type == "cuda" else []
@@ -124,7 +135,7 @@ def fit(model, data, view, recipe, *, seed, device, frozen=frozenset(), dtype=No
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             set_training(model, frozen)
-            x, y = mix(batch.views[0], batch.labels)
+            x, y = mix(erase(augment(batch.views[0])), batch.labels)
             with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
                 logits = model(x)
             loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.smoothing)
@@ -153,19 +164,12 @@ def optimizer_of(model, recipe, batch_size):
             groups.append({**group, "params": ours,
                            "lr_scale": group["lr_scale"] * recipe.head_lr_scale})  # fmt: skip
     groups = [group for group in groups if group["params"]]
-    rule = "linear" if recipe.optimizer == "adamw" else "none"
-    peak = scaled_learning_rate(recipe.lr, batch_size, rule)
+    if recipe.optimizer == "lars":
+        peak = recipe.lr * batch_size**0.5
+    else:
+        rule = "linear" if recipe.optimizer == "adamw" else "none"
+        peak = scaled_learning_rate(recipe.lr, batch_size, rule)
     return build(recipe.optimizer, groups, lr=peak), peak
-
-
-def mixing(recipe, classes):
-    """A function (images, labels) -> (images, labels or soft labels)."""
-    kinds = [
-        cls(alpha=alpha, num_classes=classes)
-        for cls, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
-        if alpha
-    ]
-    return v2.RandomChoice(kinds) if kinds else lambda x, y: (x, y)
 
 
 def first_stages(backbone, count):

@@ -21,7 +21,7 @@ from sslzoo.evaluation.knn import check_labels
 HELD_OUT_SHARE = 0.1
 MANY_VALUES = 10_000_000  # of the feature matrix; smaller ones gain nothing from threads
 # Inverse strengths of the L2 penalty, as scikit-learn's C.
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0)
 # With a few labels there is nothing to choose it on.
 FEW_LABELS_STRENGTH = 100.0
 

@@ -8,9 +8,11 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from sslzoo import backbones
 from sslzoo.data import DataError
+from sslzoo.evaluation import transformers_folder
 from sslzoo.run_folder import RunFolderError, build_backbone, load_backbone, load_untrained
 from sslzoo.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -24,7 +26,8 @@ def open_backbone(source, *, channels=3, image_size=0, pretrained=False, downloa
 
     Args:
         source: a run folder; its backbone.safetensors or checkpoint.pt; a folder with config.json
-            and model.safetensors, as timm writes them for the Hugging Face hub; or a name of
+            and model.safetensors, as timm or transformers write them for the Hugging Face hub; or
+            a name of
             `sslzoo list backbones` or of timm, which has random weights of `seed`.
         channels, image_size: of the images, for a name; an image_size of 0 is the model's own.
         pretrained: a name of timm gets its published weights, from the cache of the hub.
@@ -57,9 +60,18 @@ def random_twin(about, seed):
     if "method" in about:
         return build_backbone(about).eval()
     if "architecture" in about:
-        return timm.create_model(about["architecture"], num_classes=0, **about["model_args"]).eval()
+        model = timm.create_model(about["architecture"], num_classes=0, **about["model_args"])
+        return with_eps(model, about.get("layer_norm_eps")).eval()
     sizes = dict(image_size=about["image_size"], channels=about["channels"])
     return backbones.build(about["backbone"], **sizes).eval()
+
+
+def with_eps(model, eps):
+    """The model, whose layer norms have this eps; None leaves them."""
+    for module in model.modules() if eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    return model
 
 
 def _is_name(source):
@@ -101,17 +113,27 @@ def check_published(name, config, download):
 
 
 def _hub_folder(path):
-    """A folder with config.json and model.safetensors as timm's save_for_hf writes them."""
+    """A folder with config.json and model.safetensors as timm or transformers write them."""
     weights = path / "model.safetensors"
     if not weights.is_file():
         raise RunFolderError(f"{path} holds config.json but no model.safetensors")
     try:
         config = json.loads((path / "config.json").read_text())
         state = load_file(weights)
+        if transformers_folder.is_known(config):
+            about, state = transformers_folder.translate(path, config, state)
+            model = random_twin(about, 0)
+            _load(model, state, path, None)
+            return model, about
     except (json.JSONDecodeError, SafetensorError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
+    except KeyError as error:
+        raise RunFolderError(f"{path} is no model of transformers: no {error}") from error
     if "architecture" not in config or not timm.is_model(config["architecture"]):
-        raise RunFolderError(f"{path / 'config.json'} names no architecture of timm")
+        raise RunFolderError(
+            f"{path / 'config.json'} names no architecture of timm and "
+            "no model_type of transformers"
+        )
     expected = config.get("pretrained_cfg", {})
     channels, size, _ = expected.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))
     arguments = {"in_chans": channels} | config.get("model_args", {})
@@ -145,12 +167,24 @@ def _load(model, state, path, classifier):
                              f"{(missing + unexpected)[0]}")  # fmt: skip
 
 
-def view_size(backbone, about, image_size):
-    """The side of the evaluation view: as asked, where the backbone can take it."""
+def fit_to(backbone, about, image_size):
+    """(backbone, side of the evaluation view): a side that was asked, where it can be taken.
+
+    A transformer with a position for each patch gets them interpolated, in place, as its authors
+    do to look at larger images; anything else that is made for one size takes no other.
+    """
     size = image_size or about["image_size"]
     embed = getattr(backbone, "patch_embed", None)
-    fixed = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
-    if fixed is not None and tuple(fixed) != (size, size):
-        raise DataError(f"{about['backbone']} takes images of {fixed[0]} x {fixed[1]} pixels; "
-                        f"image_size is {size}")  # fmt: skip
-    return size
+    made_for = (
+        getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
+    )
+    if made_for is None or tuple(made_for) == (size, size):
+        return backbone, size
+    has_positions = getattr(backbone, "pos_embed", None) is not None
+    patch = embed.patch_size[0]
+    if not has_positions or not hasattr(backbone, "set_input_size") or size % patch:
+        more = f", or of a multiple of {patch}" * has_positions
+        raise DataError(f"{about['backbone']} takes images of {made_for[0]} x {made_for[1]} "
+                        f"pixels{more}; image_size is {size}")  # fmt: skip
+    backbone.set_input_size(img_size=(size, size))
+    return backbone, size

@@ -30,8 +30,8 @@ class Row(NamedTuple):
     def text(self):
         """The value as it is printed, with its standard deviation or its interval."""
         if self.unit != "share":
-            spread = f" ± {self.std:.2g}" if self.std is not None else ""
-            return f"{self.value:.5g}{spread} {self.unit}".rstrip()
+            spread = f" ± {spread_text(self.std)}" if self.std is not None else ""
+            return f"{number(self.value)}{spread} {self.unit}".rstrip()
         if self.std is None and self.interval:
             low, high = self.interval
             return f"{100 * self.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
@@ -55,3 +55,23 @@ class Result:
 def percent(value, std=None):
     """A share as a percentage, with its standard deviation where there is one."""
     return f"{100 * value:.1f} %" + (f" ± {100 * std:.1f}" if std is not None else "")
+
+
+def number(value):
+    """A value to five digits, and all whole ones: no exponent for what people count.
+
+    Example:
+        >>> number(0.0098796), number(1234567.8)
+        ('0.0098796', '1234568')
+    """
+    return f"{value:.0f}" if abs(value) >= 1e5 else f"{value:.5g}"
+
+
+def spread_text(std, share=False):
+    """A standard deviation: percent to a tenth, other units to two digits and all whole ones.
+
+    Example:
+        >>> spread_text(1234.5), spread_text(0.01234), spread_text(1.26, share=True)
+        ('1234', '0.012', '1.3')
+    """
+    return f"{std:.1f}" if share else f"{std:.0f}" if std >= 10 else f"{std:.2g}"

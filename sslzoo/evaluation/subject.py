@@ -13,7 +13,7 @@ from sslzoo import backbones
 from sslzoo.data import DataError
 from sslzoo.evaluation import cache
 from sslzoo.evaluation.features import encode, evaluation_views
-from sslzoo.evaluation.opening import open_backbone, random_twin, view_size
+from sslzoo.evaluation.opening import fit_to, open_backbone, random_twin
 from sslzoo.kinds import KINDS
 from sslzoo.views import normalise
 
@@ -48,7 +48,7 @@ class Common:
     channels: int = 3
     """Channels of the images, for a backbone given by name: 3, or 1 for grey."""
     image_size: int = 0
-    """Side of the views, in pixels; 0 is the backbone's own."""
+    """Side of the views, in pixels; 0 is the backbone's own. A ViT's positions are interpolated."""
     max_train: int = 0
     """Images of the training split that are used, evenly spaced; 0 is all of them."""
     max_test: int = 0
@@ -92,14 +92,27 @@ class Subject:
             raise ValueError("layers cannot be chosen for sounds: only the output is judged")
         if common.raw:
             backbone = self.kind.untaught()
+        self.weights = "raw input" if common.raw else cache.weights_digest(backbone)
+        backbone, self.size = fit_to(backbone, self.about, common.image_size)
         self.backbone = backbone.to(self.device).requires_grad_(False)
-        self.size = view_size(backbone, self.about, common.image_size)
+        if not self.is_sound:
+            self.try_out()
         self.layers = chosen_layers(backbone, common.layers)
         self.folder = Path(common.out) if common.out else home(source)
-        self.weights = "raw input" if common.raw else cache.weights_digest(backbone)
         self.used = {}  # split -> what evaluation.json says about it
         self.notes = []
+        self.widths = {}  # layer -> number of features, once they were computed
         self._splits, self._fingerprints = {}, {}
+
+    @torch.no_grad()
+    def try_out(self):
+        """A DataError where the backbone fails on an image of this size."""
+        S = self.size
+        try:
+            self.backbone(torch.zeros(1, self.about["channels"], S, S, device=self.device))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise DataError(f"{self.about['backbone']} does not take images of {S} x {S} pixels "
+                            f"({str(error).splitlines()[0]})") from error  # fmt: skip
 
     @property
     def spec(self):
@@ -143,11 +156,22 @@ class Subject:
             found = self.extract(data, layers)
             for name, key in keys.items() if self.common.cache else ():
                 cache.save(self.cache_folder, key, found[name])
+        self.widths |= {name: value.shape[1] for name, value in found.items()}
         return found[layer], data.labels
 
     def sets(self, layer=None):
         """Train features and labels, test features and labels: what the probes take."""
         return [*self.features("train", layer), *self.features("test", layer)]
+
+    def is_same_set(self):
+        """Whether the test split is the training split; then no image may find itself."""
+        names = ("train", "test")
+        for name in names:
+            self.data(name)
+        train, test = (self._fingerprints[str(self.spec), name] for name in names)
+        if train == test:
+            self.notes.append("training and test images are the same: none is its own neighbour")
+        return train == test
 
     def extract(self, data, layers=(None,), backbone=None):
         """{layer: features} of any images or sounds, past the cache."""
@@ -180,7 +204,8 @@ class Subject:
 
     def untrained(self):
         """The same architecture with random weights of the seed, on the device."""
-        return random_twin(self.about, self.seed).to(self.device)
+        twin, _ = fit_to(random_twin(self.about, self.seed), self.about, self.size)
+        return twin.to(self.device)
 
     @property
     def cache_folder(self):
@@ -199,12 +224,14 @@ class Subject:
         else:
             where = f"{layer} ({self.common.tokens})" if layer else "output"
             what = f"{where} of {self.about['backbone']}"
-        return what if self.is_sound else f"{what} at {self.size} pixels"
+        what += f", {self.widths[layer]} values" if layer in self.widths else ""
+        return what if self.is_sound else f"{what}, at {self.size} pixels"
 
     def _key(self, fingerprint, layer):
         size, mean, std = self.view
         return cache.key_of(
             weights=self.weights, backbone=self.about["backbone"], data=fingerprint,
+            built=[self.about.get(name) for name in ("model_args", "backbone_options")],
             size=size, mean=list(mean), std=list(std), layer=layer, tokens=self.common.tokens,
             precision=self.common.precision, device=self.device.type,
         )  # fmt: skip

@@ -1,5 +1,6 @@
-"""Labelled videos in Parquet files: masks of every frame, keypoints of some."""
+"""Labelled videos, in Parquet files or a folder of DAVIS: masks of all frames, some keypoints."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -10,15 +11,23 @@ from PIL import Image
 
 from sslzoo.data import DataError
 from sslzoo.data.video import open_videos, read_sequences
+from sslzoo.evaluation.davis import is_davis, mask_files, open_davis
 from sslzoo.masks import number_objects
 
 
-def labelled_videos(path, chosen=()):
+def labelled_videos(path, chosen=(), list_name=""):
     """(VideoData, name -> Video) of the sequences that were asked for, all of them for ().
+
+    Args:
+        path: a Parquet file, or a folder of DAVIS.
+        chosen: names of sequences.
+        list_name: of DAVIS, such as val; empty is val.
 
     Raises:
         DataError: a sequence is not there.
     """
+    if is_davis(path):
+        return open_davis(path, list_name, chosen)
     data = open_videos(path, memory_limit_mib=0)
     videos = {Path(video.name).name: video for video in data.videos}
     for name in chosen:
@@ -29,8 +38,11 @@ def labelled_videos(path, chosen=()):
 
 def true_masks(path, videos):
     """Sequence -> masks of its frames, uint8 [T, H, W]."""
-    cells = cells_of(path, "mask")
-    return {name: sequence_masks(path, name, cells[name], video) for name, video in videos.items()}
+    if is_davis(path):
+        files = {name: mask_files(path, name, video) for name, video in videos.items()}
+    else:
+        files = {name: encoded_masks(of) for name, of in cells_of(path, "mask").items()}
+    return {name: sequence_masks(path, name, files[name], video) for name, video in videos.items()}
 
 
 def masks_of(path, video):
@@ -38,12 +50,22 @@ def masks_of(path, video):
     name = Path(video.name).name
     if Path(path).is_dir():
         files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() == ".png")
-        cells = [(number, {"bytes": file.read_bytes()}) for number, file in enumerate(files)]
+        files = [*enumerate(files)]
     else:
-        cells = cells_of(path, "mask").get(name, [])
-    if len(cells) != len(video):
-        raise DataError(f"{path} has {len(cells)} masks of {name}, which has {len(video)} frames")
-    return sequence_masks(path, name, cells, video)
+        files = encoded_masks(cells_of(path, "mask").get(name, []))
+    if len(files) != len(video):
+        raise DataError(f"{path} has {len(files)} masks of {name}, which has {len(video)} frames")
+    return sequence_masks(path, name, files, video)
+
+
+def in_memory(file):
+    """A file's content; long videos have more masks than a process may have open files."""
+    return io.BytesIO(file.read_bytes()) if isinstance(file, Path) else file
+
+
+def encoded_masks(cells):
+    """(frame number, file in memory or None) of cells with encoded masks."""
+    return [(t, cell and cell["bytes"] and io.BytesIO(cell["bytes"])) for t, cell in cells]
 
 
 def has_masks(path, video):
@@ -54,12 +76,12 @@ def has_masks(path, video):
     return all(cell is not None and cell["bytes"] is not None for _, cell in cells)
 
 
-def sequence_masks(path, name, cells, video):
+def sequence_masks(path, name, files, video):
     """The masks of one sequence; they must be those of all its frames and of their size."""
-    if any(cell is None or cell["bytes"] is None for _, cell in cells):
+    if any(file is None for _, file in files):
         raise DataError(f"{path} has frames of {name} without a mask")
     try:
-        images = [Image.open(io.BytesIO(cell["bytes"])) for _, cell in cells]
+        images = [Image.open(in_memory(file)) for _, file in files]
         arrays = [np.array(image) for image in images]
     except (OSError, SyntaxError) as error:
         raise DataError(f"{path} has an unreadable mask of {name} ({error})") from error
@@ -70,6 +92,17 @@ def sequence_masks(path, name, cells, video):
                 f"{array.shape} and frames of {tuple(video.size)} (height, width)"
             )
     return number_objects(np.stack(arrays), images[0].mode)
+
+
+def fingerprint(data, masks, joints):
+    """Hexadecimal digest of frames, masks and keypoints."""
+    digest = hashlib.blake2b(data.fingerprint().encode(), digest_size=6)
+    for name in sorted(masks):
+        digest.update(name.encode() + masks[name].numpy().tobytes())
+    for name in sorted(joints):
+        for part in joints[name]:
+            digest.update(name.encode() + part.tobytes())
+    return digest.hexdigest()
 
 
 def keypoints(path, videos):

@@ -16,6 +16,7 @@ from sslzoo.pixels import centre_view
 
 VERSION = 1
 TILE, COLUMNS = 112, 8  # pixels of a picture, and how many stand in a line
+GAP = 2  # white pixels around each
 BATCH = 32
 
 
@@ -98,8 +99,9 @@ def annotated_views(subject, config):
         raise DataError(f"{data.name} has 3 channels; this backbone takes "
                         f"{subject.about['channels']}")  # fmt: skip
     most = min(config.images or len(data), len(data))
-    pairs = [data[i] for i in np.unique(np.linspace(0, len(data) - 1, most).astype(int))]
-    subject.used[data.name] = {"images": len(pairs)}
+    data.rows = [data.rows[i] for i in np.unique(np.linspace(0, len(data) - 1, most).astype(int))]
+    pairs = [data[i] for i in range(len(data))]
+    subject.used[data.name] = {"images": len(pairs), "fingerprint": data.fingerprint()}
     views = torch.stack([centre_view(image, subject.size) for image, _ in pairs])
     nearest = (centre_view(mask[None], subject.size, "nearest-exact") for _, mask in pairs)
     return views, torch.cat(list(nearest))
@@ -133,7 +135,9 @@ def draw(subject, config, views, path):
     for view, found in zip(views[some], maps, strict=True):
         shown = [found] if len(found) == 1 else [found.mean(0, keepdim=True), found]
         tiles = [coloured(one) for one in torch.cat(shown)[: COLUMNS - 1]]
-        lines.append(np.concatenate([thumbnail(view, TILE), *tiles], 1))
+        tiles = [np.pad(t, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
+                 for t in (thumbnail(view, TILE), *tiles)]  # fmt: skip
+        lines.append(np.concatenate(tiles, 1))
     Image.fromarray(np.concatenate(lines)).save(path)
     return path
 

@@ -3,6 +3,7 @@
 import platform
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,10 +15,11 @@ from sslzoo.evaluation.efficiency import (
     median,
     peak_memory,
     step_seconds,
+    training_flops,
     training_hours,
 )
 from sslzoo.evaluation.features import evaluation_views
-from sslzoo.evaluation.results import Result, Row
+from sslzoo.evaluation.results import Result, Row, percent
 from sslzoo.evaluation.subject import DTYPES
 
 VERSION = 1
@@ -41,8 +43,12 @@ class Config:
     """Also time forward and backward together."""
     price: float = 0.0
     """Of an hour of the machine, in any currency, for the cost of the run; 0 leaves it out."""
+    accuracy: float = 0.0
+    """Share, 0 to 1: also the hours until the run's live probes first reached it; 0 is off."""
 
     def __post_init__(self):
+        if not 0 <= self.accuracy <= 1:
+            raise ValueError(f"accuracy must be 0 to 1; got {self.accuracy}")
         if min(self.batch_size, self.steps, self.repeats) < 1 or self.warmup < 0 or self.price < 0:
             raise ValueError("batch_size, steps and repeats must be at least 1, warmup and price "
                              "at least 0")  # fmt: skip
@@ -56,7 +62,8 @@ def evaluate(subject, config):
     for name, step in passes(subject, config, x).items():
         rows += speed_rows(name, step, subject, config)
     rows += loading_rows(subject, config, notes)
-    rows += run_rows(subject, config)
+    if "method" in subject.about and (subject.folder / "config.yaml").is_file():
+        rows += step_rows(subject, notes) + run_rows(subject, config, notes)
     if not any("energy" in row.metric for row in rows):
         notes.append("no energy: neither the driver nor the operating system tells")
     details = {"machine": machine(subject.device), "precision": subject.common.precision,
@@ -134,14 +141,40 @@ def loading_rows(subject, config, notes):
     return [Row("forward with loading, speed", speed, std, unit="images/s")]
 
 
-def run_rows(subject, config):
-    """Hours and cost of the training so far, where the source is a run."""
-    hours = training_hours(subject.folder) if "method" in subject.about else None
+def step_rows(subject, notes):
+    """Parameters of the run's method, and operations of an image in a step of its training."""
+    from sslzoo import options, training
+
+    chosen = options.parse_pretrain(["--resume", str(subject.folder)])
+    try:
+        setup = training.set_up(chosen.name, chosen.method, chosen.training)
+    except ValueError as error:
+        notes.append(f"no operations of a training step: {error}")
+        return []
+    method, each = setup.method, setup.loader.steps_per_epoch
+    if hasattr(method, "plan"):
+        method.plan(chosen.training.epochs * each, each)
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    operations = training_flops(method.train(), next(setup.loader.epoch(0)).views)
+    each = operations / setup.loader.batch_size
+    return [Row("method, parameters that are trained", trained / 1e6, unit="million"),
+            Row("method, all parameters", count_parameters(method) / 1e6, unit="million"),
+            Row("training step", each / 1e9, unit="GFLOP an image, all it does")]  # fmt: skip
+
+
+def run_rows(subject, config, notes):
+    """Hours and cost of the training so far, and the hours to an accuracy."""
+    hours = training_hours(subject.folder)
     if hours is None:
         return []
     rows = [Row("training so far", hours, unit="hours")]
     if config.price:
         rows.append(Row("cost so far", hours * config.price, unit="(hours x price)"))
+    reached = training_hours(subject.folder, config.accuracy) if config.accuracy else None
+    if reached is not None:
+        rows.append(Row(f"training to {percent(config.accuracy)}", reached, unit="hours"))
+    elif config.accuracy:
+        notes.append(f"no live probe of the run reached {percent(config.accuracy)}")
     return rows
 
 
@@ -149,4 +182,7 @@ def machine(device):
     """Name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]

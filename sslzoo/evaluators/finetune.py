@@ -44,6 +44,12 @@ class Config:
     """α of mixup; 0 is off. MAE: 0.8."""
     cutmix: float = 0.0
     """α of CutMix; 0 is off. MAE: 1.0."""
+    rand_augment: float = 0.0
+    """Magnitude of RandAugment's two operations, 0 to 10; 0 is off. MAE: 9."""
+    erasing: float = 0.0
+    """Share of the images of which a rectangle becomes noise; 0 is off. MAE: 0.25."""
+    drop_path: float = 0.0
+    """Stochastic depth of a transformer's last block; 0 is off. MAE: 0.1 (B), 0.2 (L), 0.3 (H)."""
     smoothing: float | None = None
     """Label smoothing, 0 to 1."""
     flip: float = 0.5
@@ -56,6 +62,10 @@ class Config:
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 1 or self.trials < 1:
             raise ValueError("epochs, batch_size and trials must be at least 1")
+        if not 0 <= self.rand_augment <= 10 or not 0 <= self.erasing <= 1:
+            raise ValueError("rand_augment must be 0 to 10, erasing 0 to 1")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError("drop_path must be at least 0 and below 1")
 
 
 def evaluate(subject, config):

@@ -27,10 +27,10 @@ class Config:
 
 def evaluate(subject, config):
     """Top-1 and top-5 for each k."""
-    rows = []
+    rows, same = [], subject.is_same_set()
     for prefix, sets in each_layer(subject):
-        ks = neighbours(config.k, len(sets[0]))
-        result = knn_accuracy(*sets, k=ks, temperature=config.temperature)
+        ks = neighbours(config.k, len(sets[0]) - same)
+        result = knn_accuracy(*sets, k=ks, temperature=config.temperature, leave_one_out=same)
         for k in ks:
             for name, by_k in (("top-1", result.top1), ("top-5", result.top5)):
                 metric = f"{prefix}{k} nearest neighbours, {name}"

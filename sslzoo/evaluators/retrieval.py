@@ -33,27 +33,26 @@ class Config:
 
 def evaluate(subject, config):
     """Recall at each k, and the picture of the last layer."""
-    rows = []
+    rows, same = [], config.gallery == "test" or subject.is_same_set()
     for layer in subject.layers:
         queries, labels = subject.features("test", layer)
         gallery, gallery_labels = subject.features(config.gallery, layer)
         check_labels(gallery_labels, labels)
         most = max(config.k)
-        found = nearest(queries, gallery, most, same_set=config.gallery == "test")
+        found = nearest(queries, gallery, most, same_set=same)
         recall = recall_at(found, labels, gallery_labels, config.k)
         rows += [Row(f"{prefix(layer)}recall at {k}", recall[k], count=len(queries))
                  for k in config.k]  # fmt: skip
     pictures = {}
     if config.pictured:
-        pictures["neighbours"] = draw(subject, config, queries, gallery)
+        pictures["neighbours"] = draw(subject, config, queries, gallery, same)
     return Result(rows, pictures)
 
 
-def draw(subject, config, queries, gallery):
+def draw(subject, config, queries, gallery, same):
     """Write the picture; returns its path."""
     test, other = subject.data("test"), subject.data(config.gallery)
     some = np.unique(np.linspace(0, len(test) - 1, config.pictured).astype(int))
-    same = config.gallery == "test"
     count = min(config.neighbours, len(other) - same)
     # Of all queries: a query that is alone would not know which of the images it is itself.
     found = nearest(queries, gallery, count, same_set=same)[some]

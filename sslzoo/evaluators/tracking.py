@@ -8,10 +8,11 @@ import numpy as np
 from sslzoo.data import DataError
 from sslzoo.data.video import read_sequences
 from sslzoo.data.video_file import write_video
+from sslzoo.evaluation.davis import is_davis
 from sslzoo.evaluation.layers import prefix
 from sslzoo.evaluation.results import Result
 from sslzoo.evaluation.tracking import score_sequence
-from sslzoo.evaluation.tracking_data import keypoints, labelled_videos, true_masks
+from sslzoo.evaluation.tracking_data import fingerprint, keypoints, labelled_videos, true_masks
 from sslzoo.evaluation.tracking_rows import copied_rows, follow, mask_rows, pck_rows, pooled
 from sslzoo.masks import SHEET_COLUMNS, joint_tiles, overlay, save_mask, save_sheet, tile
 from sslzoo.tracker import Tracker
@@ -26,6 +27,8 @@ class Config(TrackerConfig):
 
     keypoints: str = ""
     """Parquet file with columns sequence, frame_index and keypoints; empty for none."""
+    test_list: str = ""
+    """List of a folder of DAVIS, such as train; empty is val."""
     sequences: tuple[str, ...] = ()
     """Only these sequences, such as [dog,cows]; empty for all."""
     masks: bool = False
@@ -41,8 +44,11 @@ def unsuitable(subject):
     if subject.about["channels"] != 3 or subject.about.get("kind") == "audio":
         return "tracking needs an encoder of RGB images"
     try:
+        if is_davis(subject.spec):
+            return None
         if not subject.spec.endswith(".parquet"):
-            return "tracking needs a Parquet file with sequences of frames and masks"
+            return ("tracking needs a Parquet file with sequences of frames and masks, or a folder "
+                    "of DAVIS")  # fmt: skip
         read_sequences(Path(subject.spec), ("mask",))
     except DataError as error:
         return str(error)
@@ -51,13 +57,14 @@ def unsuitable(subject):
 
 def evaluate(subject, config):
     """Rows of J, F, J&F and PCK of each layer, and of the first frame's labels copied."""
-    if not str(subject.spec).endswith(".parquet"):
-        raise DataError(f"{subject.spec} is no Parquet file with frames and masks")
-    data, videos = labelled_videos(subject.spec, config.sequences)
-    subject.used[data.name] = dict(images=sum(map(len, videos.values())),
-                                   fingerprint=data.fingerprint())  # fmt: skip
+    if not is_davis(subject.spec) and not str(subject.spec).endswith(".parquet"):
+        raise DataError(f"{subject.spec} is neither a Parquet file with frames and masks nor a "
+                        "folder of DAVIS (JPEGImages/ and Annotations/)")  # fmt: skip
+    data, videos = labelled_videos(subject.spec, config.sequences, config.test_list)
     truth = true_masks(subject.spec, videos)
     joints, names = keypoints(config.keypoints, videos) if config.keypoints else ({}, None)
+    subject.used[data.name] = dict(images=sum(map(len, videos.values())),
+                                   fingerprint=fingerprint(data, truth, joints))  # fmt: skip
     rows, pictures, details = [], {}, {}
     for layer in subject.layers:
         tracker = Tracker(subject, layer, config)

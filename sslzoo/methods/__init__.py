@@ -31,6 +31,8 @@ and in the nn.Module
                               the samples of a batch: --accumulate then gives the loss of all
                               batches together (sslzoo.gradient_cache says what they hold)
     sync_batch_norm = False   several processes keep batch norms of their own; else they share one
+    whole_only                a reason, in words, why --shard can not divide the method's weights:
+                              it uses them outside forward and the hooks named here
     embed_video(frames)       an iterator of embeddings [D, h, w] from one of RGB frames [3, H, W]
                               from 0 to 1: what masks and keypoints are tracked by
     survey(batches)           called once before training; batches: an iterator of evaluation

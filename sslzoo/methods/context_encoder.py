@@ -104,6 +104,7 @@ class ContextEncoder(nn.Module):
         self.decoder = decoder(d, s, side, C, config)
         self.discriminator = None
         if config.adversarial:
+            self.whole_only = "the discriminator has an optimizer of its own, which needs it whole"
             self.discriminator = Discriminator(discriminator(C, side), config.discriminator_lr)
         self.normalisation = Normalisation()
         self.draws = Draws()

@@ -24,7 +24,9 @@ from sslzoo.self_distillation import (
     set_drop_path,
     teacher_meters,
 )
+from sslzoo.sharding import local, norms
 
+JUDGED = "teacher"  # network whose weights are the backbone
 DEFAULTS = {"backbone": "vit_tiny_p4", "optimizer": "adamw", "base_lr": 5e-4, "min_lr": 1e-6,
             "weight_decay": 0.04, "warmup_epochs": 10}  # fmt: skip
 
@@ -211,9 +213,8 @@ class DINO(nn.Module):
         limit = self.config.clip_parameter
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         if limit and gradients:
-            norms = torch.stack(torch._foreach_norm(gradients))
-            factors = (limit / (norms + 1e-6)).clamp(max=1)
-            torch._foreach_mul_(gradients, factors.unbind())
+            factors = (limit / (norms(gradients) + 1e-6)).clamp(max=1)
+            torch._foreach_mul_(local(gradients), factors.unbind())
         if step < self.config.freeze_last_layer * (self.steps_per_epoch or 0):
             # None, not zero: AdamW decays whatever has a gradient.
             for p in self.student["head"].last_layer.parameters():

@@ -30,6 +30,7 @@ from sslzoo.self_distillation import (
     vit_tokens,
 )
 
+JUDGED = "teacher"  # network whose weights are the backbone
 DEFAULTS = {"backbone": "vit_tiny_p4", "optimizer": "adamw", "base_lr": 5e-4, "min_lr": 1e-6,
             "lr_rule": "sqrt", "weight_decay": 0.04, "warmup_epochs": 10}  # fmt: skip
 WARMUP_SHARE = 0.15  # of the run, in which the teacher's temperature rises by default

@@ -17,10 +17,12 @@ from torch import nn
 import sslops
 from sslops.distributed import default_group
 from sslzoo.ema import frozen_copy, update_ema
+from sslzoo.sharding import norms
 from sslzoo.split_batch_norm import Shuffle, split_batch_norm
 from sslzoo.views import ViewSpec, whole_blur
 
 # The small setting, images of 32 x 32: SGD at 0.06 per 128 images.
+JUDGED = "query encoder"  # network whose weights are the backbone
 DEFAULTS = {"optimizer": "sgd", "base_lr": 0.12, "weight_decay": 5e-4, "warmup_epochs": 0}
 
 PAPER_BATCH, PAPER_IMAGES = 256, 1_281_167
@@ -206,8 +208,8 @@ class MoCo(nn.Module):
         q = F.normalize(outputs["q"].float(), dim=-1)
         rows = len(q) * (self.queue.group.size() if self.queue.group else 1)
         ours = [p.detach() for p in self.query_encoder().parameters()]
-        behind = torch._foreach_sub(ours, list(self.key_encoder.parameters()))
-        norm, distance = (torch.stack(torch._foreach_norm(x)).norm() for x in (ours, behind))
+        behind = [a - b for a, b in zip(ours, self.key_encoder.parameters(), strict=True)]
+        norm, distance = (norms(x).norm() for x in (ours, behind))
         return {
             "positive_cosine": outputs["positive_logit"].mean() * self.temperature,
             "queue_cosine": q.mean(0) @ self.queue.keys.float().mean(0),

@@ -16,10 +16,12 @@ import sslops
 from sslops.distributed import default_group
 from sslzoo.ema import frozen_copy, update_ema
 from sslzoo.heads import mlp_head
+from sslzoo.sharding import norms
 from sslzoo.views import ViewSpec, whole_blur
 from sslzoo.vit_setup import is_vit, start_vit
 
 # The small setting for a ViT; the paper's for ImageNet is in its recipes.
+JUDGED = "query encoder"  # network whose weights are the backbone
 DEFAULTS = {"backbone": "vit_tiny_p4", "optimizer": "adamw", "base_lr": 3e-4, "weight_decay": 0.1,
             "warmup_epochs": 10}  # fmt: skip
 
@@ -190,7 +192,7 @@ class MoCoV3(nn.Module):
         weights = [p for name, p in self.backbone.named_parameters()
                    if name.endswith("weight") and p.ndim > 1 and p.grad is not None]  # fmt: skip
         ends = {"first_layer": weights[0], "last_layer": weights[-1]}
-        self.gradient_norms = {f"{name}_gradient": p.grad.norm() for name, p in ends.items()}
+        self.gradient_norms = {f"{name}_gradient": norms([p.grad])[0] for name, p in ends.items()}
 
     def meters(self, outputs):
         """The momentum, and the gradient's norm in the first and the last layer that learns."""

@@ -22,6 +22,7 @@ GROUPS = (
 ORDER = ("Training", "Collapse meters", "Probes and tests", "Compute")
 FIRST = ("loss", "feature_std", "effective_rank", "images_per_second")
 HIDDEN = {"step", "epoch"}
+SHOWN_ROWS = 14  # of an evaluation's table; more are folded in
 OPEN = 6  # charts of a group that are seen at once; more are folded in
 
 
@@ -29,16 +30,17 @@ def groups(runs):
     """[(title, charts)] of all that the runs logged, a curve of each run in a chart."""
     found = {title: [] for title in ORDER}
     names = dict.fromkeys(name for run in runs for name in run.metrics if name not in HIDDEN)
+    steps = [x for run in runs for name in names for x, _ in run.metrics.get(name, ())]
     for name in sorted(names, key=lambda n: FIRST.index(n) if n in FIRST else len(FIRST)):
         title = next(title for title, pattern in GROUPS if pattern.match(name))
-        drawn = chart(name, runs)
+        drawn = chart(name, runs, (min(steps), max(steps)))
         if drawn:
             found[title].append(drawn)
     return [(title, charts) for title, charts in found.items() if charts]
 
 
-def chart(name, runs):
-    """One metric of all runs; None where no value can be drawn."""
+def chart(name, runs, span):
+    """One metric of all runs over the steps first to last; None where no value can be drawn."""
     curves = [(number, thin(run.metrics.get(name, []))) for number, run in enumerate(runs)]
     curves = [(number, points) for number, points in curves if points]
     finite = [(x, y) for _, points in curves for x, y in points if math.isfinite(y)]
@@ -46,8 +48,7 @@ def chart(name, runs):
         return None
     marks = guides(name, runs)
     ys = [y for _, y in finite] + [y for y, _ in marks]
-    first, final = min(x for x, _ in finite), max(x for x, _ in finite)
-    final = max(final, first + 1)
+    first, final = span[0], max(span[1], span[0] + 1)
     x_ticks = [x for x in ticks(first, final, 4, whole=True) if first <= x <= final]
     y_ticks = ticks(min(ys), max(ys), 4)
     to_x = scale(first, final, LEFT, WIDTH - RIGHT)
@@ -55,7 +56,7 @@ def chart(name, runs):
     return {
         "name": name,
         "x_ticks": [(to_x(x), short(x)) for x in x_ticks],
-        "y_ticks": [(to_y(y), short(y)) for y in y_ticks],
+        "y_ticks": [*zip(map(to_y, y_ticks), labels(y_ticks), strict=True)],
         "guides": [(to_y(y), text) for y, text in marks],
         "curves": [(number, path(points, to_x, to_y)) for number, points in curves],
         "dots": [(number, to_x(x), to_y(y)) for number, points in curves
@@ -125,13 +126,27 @@ def ticks(low, high, count, whole=False):
     return [round(number * step, 12) for number in range(first, final + 1)]
 
 
-def short(value):
-    """A tick's label, at most about six letters."""
+def labels(values):
+    """Labels of ticks, with as many digits as tell them apart.
+
+    Example:
+        >>> labels([73.0625, 73.065, 73.0675]), labels([0.0, 0.5])
+        (['73.062', '73.065', '73.068'], ['0', '0.5'])
+    """
+    for digits in range(4, 12):
+        texts = [short(value, digits) for value in values]
+        if len({*texts}) == len(texts):
+            break
+    return texts
+
+
+def short(value, digits=4):
+    """A tick's label, mostly about six letters."""
     size = abs(value)
     if size >= 1e6:
-        return f"{value / 1e6:.4g}M"
+        return f"{value / 1e6:.{digits}g}M"
     if size >= 1e4:
-        return f"{value / 1e3:.4g}k"
+        return f"{value / 1e3:.{digits}g}k"
     if 0 < size < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:.4g}"
+        return f"{value:.{digits - 3}e}".replace("e-0", "e-")
+    return f"{value:.{digits}g}"

@@ -9,20 +9,22 @@ import math
 import re
 from dataclasses import dataclass
 
+from sslzoo.evaluation.results import spread_text
 from sslzoo.report.run import last
 
-# The number of a protocol that stands for it; of several layers, the last.
+# The number of a protocol that stands for it; of several layers or numbers of labels, the last.
+# Never that of a control (from scratch, random weights).
 HEADLINES = {
     "linear": r"(^|: )all labels, top-1$",
     "knn": r"(^|: )20 nearest neighbours, top-1$",
-    "finetune": r"top-1$",
-    "semi": r"top-1$",
+    "finetune": r"^fine-tuned, top-1$",
+    "semi": r"(fine-tuned|probe), top-1$",
     "retrieval": r"(^|: )recall at 1$",
-    "cluster": r"matched accuracy$",
+    "cluster": r"test, matched accuracy$",
     "robustness": r"^mean error under corruption$",
-    "transfer": r"",
+    "transfer": r"^(AP|mIoU)$",
     "tracking": r"^J&F$",
-    "attention": r"^Jaccard",
+    "attention": r"^Jaccard(, best head of each image| of the activation map)$",
     "embedding": r"^silhouette of the features$",
     "efficiency": r"^forward, speed$",
 }
@@ -141,20 +143,13 @@ def cell(row):
     """A number as the tables show it: value, spread, interval, and the value to sort by."""
     share = row["unit"] == "share"
     factor, digits = (100, ".1f") if share else (1, ".4g")
-    spread = (
-        f"± {row['std'] * factor:{'.1f' if share else '.2g'}}" if row["std"] is not None else ""
-    )
+    spread = f"± {spread_text(row['std'] * factor, share)}" if row["std"] is not None else ""
     low_high = row["interval"]
     text = " to ".join(f"{factor * bound:{digits}}" for bound in low_high) if low_high else ""
     return {"value": row["value"], "text": f"{factor * row['value']:{digits}}{' %' * share}",
             "spread": spread, "interval": text, "unit": "" if share else row["unit"],
             "bar": [row["value"], *(low_high or [])] if share else None,
             "metric": row["metric"], "best": False}  # fmt: skip
-
-
-def spread_text(std, share):
-    """A standard deviation: percent to a tenth, other units to two digits and all whole ones."""
-    return f"{std:.1f}" if share else f"{std:.0f}" if std >= 10 else f"{std:.2g}"
 
 
 def best_marked(cells, row):

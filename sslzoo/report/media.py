@@ -1,6 +1,7 @@
 """Pictures, videos and maps of a run, as the page carries them: inside itself."""
 
 import base64
+import inspect
 import io
 import re
 import zipfile
@@ -8,6 +9,7 @@ import zipfile
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sslzoo import registry
 from sslzoo.report.leaderboard import short_path
 from sslzoo.report.run import ReportError
 
@@ -21,8 +23,23 @@ SIDE = 1000  # of a map, in the whole numbers that the page holds
 TITLES = {
     ("retrieval", "neighbours"): "Nearest neighbours",
     ("attention", "maps"): "Attention maps",
-    ("robustness", "curve"): "Corruptions",
+    ("robustness", "errors"): "Errors under corruption",
     ("semi", "curve"): "Accuracy over the number of labels",
+}
+# What is to be seen in them.
+LEGENDS = {
+    (
+        "retrieval",
+        "neighbours",
+    ): "Blue: the query; then the nearest images, green where the class is "
+    "the query's, red where it is not.",
+    ("attention", "maps"): "The image; the mean over the heads; the heads. Of a convolutional "
+    "network its one map of activation.",
+    ("robustness", "errors"): "Shares of wrong predictions by kind and severity.",
+    ("semi", "curve"): "Labels of each class on a logarithmic scale; bars are standard deviations "
+    "over draws.",
+    ("tracking", "contact sheet"): "Tinted: the carried mask; white: the true boundary.",
+    ("tracking", "keypoints"): "Dots: carried joints; lines: to where they truly are.",
 }
 
 
@@ -44,7 +61,7 @@ def picture(path, title, note=""):
                     content, kind = smaller, "JPEG"
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ReportError(f"{path} is no picture ({error})") from error
-    return {"title": title, "note": note, "width": size[0], "height": size[1],
+    return {"title": title, "note": note, "legend": None, "width": size[0], "height": size[1],
             "uri": data_uri(FORMATS[kind], content)}  # fmt: skip
 
 
@@ -67,8 +84,9 @@ def evaluation_pictures(run):
         file = inside(run, path)
         if file is None or file.suffix.lower() != ".png" or entry.protocol == "embedding":
             continue
-        title = TITLES.get((entry.protocol, name), f"{entry.protocol}: {name}")
-        found.append(picture(file, title, note_of(entry)))
+        kind = entry.protocol, name.rpartition(": ")[2]  # before it stands the layer
+        title = TITLES.get(kind, f"{entry.protocol.capitalize()}: {name}")
+        found.append(picture(file, title, note_of(entry)) | {"legend": LEGENDS.get(kind)})
     return found
 
 
@@ -91,6 +109,15 @@ def method_pictures(run):
             for name, found in series.items()]  # fmt: skip
 
 
+def legend_of_method(run):
+    """What the pictures of the run's method show, in its own words; None where it says nothing."""
+    name = run.config.get("method")
+    if name not in registry.methods():
+        return None
+    draw = getattr(registry.method_class(registry.method(name)), "pictures", None)
+    return inspect.getdoc(draw).splitlines()[0] if draw and draw.__doc__ else None
+
+
 def spaced(items):
     """At most EPOCHS items, the first and the last among them."""
     rows = np.unique(np.linspace(0, len(items) - 1, EPOCHS).round().astype(int))
@@ -105,6 +132,7 @@ def final_map(run):
 
 def videos(run):
     """MP4 files of the run folder, as `sslzoo propagate` and `evaluate tracking` write them."""
+    titles = {str(path): name for entry in run.evaluations for name, path in entry.pictures.items()}
     found, left = [], VIDEO_BYTES
     for path in sorted([*run.path.glob("*.mp4"), *run.path.glob("*/*.mp4")]):
         name = str(path.relative_to(run.path))
@@ -114,7 +142,7 @@ def videos(run):
         fits = len(content) <= left
         left -= len(content) * fits
         note = "" if fits else f"left out: {len(content) / 2**20:.0f} MiB"
-        found.append({"title": name, "note": note,
+        found.append({"title": titles.get(name, name), "note": note,
                       "uri": data_uri("video/mp4", content) if fits else None})  # fmt: skip
     return found
 

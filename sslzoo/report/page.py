@@ -80,7 +80,8 @@ def about_run(number, run):
         "embedding": (drawn := media.embedding(run)),
         "final_map": None if drawn else media.final_map(run),
         "evaluation_pictures": media.evaluation_pictures(run),
-        "method_pictures": media.method_pictures(run),
+        "method_pictures": (pictures := media.method_pictures(run)),
+        "method_legend": media.legend_of_method(run) if pictures else None,
         "videos": media.videos(run),
         "compute": compute(run),
         "config": {name: plain(value) for name, value in run.config.items()},
@@ -93,6 +94,8 @@ def facts(run):
     names = ("method", "backbone", "data", "image_size", "epochs", "batch_size")
     found = [(name.replace("_", " "), plain(run.config[name]))
              for name in names if name in run.config]  # fmt: skip
+    found = [(name, leaderboard.short_path(text) if name == "data" else text)
+             for name, text in found]  # fmt: skip
     if not found and run.evaluations:
         found = [("backbone", plain(run.evaluations[-1].backbone.get("backbone")))]
     return found

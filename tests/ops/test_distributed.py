@@ -90,7 +90,8 @@ def test_even_batches_give_the_plain_mean_of_the_rank_s_rows(found):
 
 
 def test_distributed_data_parallel_leaves_the_one_process_gradient(found):
-    """Neither the world size too large nor too small (lightly #1528, #1920, open_clip #616)."""
+    """Neither the world size too large nor too small (lightly #1528, #1920, #1977; open_clip
+    #616)."""
     _, _, gradients = expected(len(found), "uneven", "symmetric")
     for r in found:
         assert_gradients(r["ddp"], gradients)

@@ -117,3 +117,27 @@ def test_network_in_network_has_the_papers_layers_and_start():
     assert [c.out_channels for c in convs] == [192, 160, *[96], *[192] * 9]
     # The paper's deviation, sqrt(2 / (k k out)).
     assert convs[3].weight.std().item() == pytest.approx((2 / (25 * 192)) ** 0.5, rel=0.02)
+
+
+SMALL_SWIN = dict(img_size=64, window_size=2, embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1,) * 4)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("convnext_atto", {}), ("regnetx_002", {}), ("mobilenetv3_small_050", {}), ("vgg11", {}),
+    ("swin_tiny_patch4_window7_224", SMALL_SWIN),
+])  # fmt: skip
+def test_layers_and_maps_of_timms_families(name, options):
+    model = timm.create_model(name, num_classes=0, **options).eval()
+    names, x = backbones.layers(model), torch.randn(1, 3, 64, 64)
+    seen = {}
+    for layer in names:
+        model.get_submodule(layer).register_forward_hook(
+            lambda m, i, out, layer=layer: seen.update({layer: out}))  # fmt: skip
+    found = backbones.layer_features(model, x, names)
+    is_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    for layer in names:
+        expected = seen[layer].mean((1, 2) if is_last else (2, 3))
+        torch.testing.assert_close(found[layer], expected, msg=layer)
+    last = backbones.dense_features(model, x)
+    assert last.ndim == 4 and last.shape[1] == model.feature_info[-1]["num_chs"]
+    assert last.shape[2] == last.shape[3] == 2

@@ -9,9 +9,10 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from sslzoo.data import DataError
-from sslzoo.evaluation import knn_accuracy, linear_probe
+from sslzoo.evaluation import few_labels_probe, knn_accuracy, linear_probe
 from sslzoo.evaluation.clustering import agreement, cluster, matched_accuracy
 from sslzoo.evaluation.retrieval import draw_neighbours, nearest, recall_at, sprite
+from sslzoo.evaluation.robustness import CleanProbe
 from sslzoo.evaluators.embedding import Config as EmbeddingConfig
 from sslzoo.evaluators.embedding import features_rows, map_rows, plane_accuracy
 
@@ -82,11 +83,13 @@ def test_every_number_falls_with_the_noise_of_oracle_features():
         x, u = torch.eye(5)[y] + noise * noises[0], torch.eye(5)[v] + noise * noises[1]
         found = agreement(cluster(u, 5, restarts=5), v)
         recall = recall_at(nearest(u, x, 1), v, y, (1,))[1]
+        few = few_labels_probe(x, y, u, v, 4, draws=3).mean
+        clean = 1 - CleanProbe(x, y).error(u, v)
         rows.append([knn_accuracy(x, y, u, v, k=20).top1[20], linear_probe(x, y, u, v).top1,
-                     found.nmi, found.ari, found.accuracy, recall])  # fmt: skip
+                     few, clean, found.nmi, found.ari, found.accuracy, recall])  # fmt: skip
     rows = np.array(rows)
     assert (rows[0] == 1).all() and (np.diff(rows, axis=0) < 0).all(), rows
-    assert (rows[-1, :2] < 0.45).all() and rows[-1, 3] < 0.1
+    assert (rows[-1, :4] < 0.45).all() and rows[-1, 5] < 0.1
 
 
 # Neighbours
@@ -122,6 +125,20 @@ def test_thumbnails_stand_line_by_line():
     images = [torch.full((3, 4, 4), v, dtype=torch.uint8) for v in (10, 20, 30)]
     sheet = sprite(images, 2, 2)
     assert sheet[..., 0].tolist() == [[10, 10, 20, 20]] * 2 + [[30, 30, 255, 255]] * 2
+
+
+def test_no_image_finds_itself_where_both_splits_are_the_same(judge, make_subject):
+    subject = make_subject()
+    subject.data("train")
+    key = str(subject.spec)
+    for kept in (subject._splits, subject._fingerprints):
+        kept[key, "test"] = kept[key, "train"]
+    features, labels = subject.features("train")
+    expected = knn_accuracy(features, labels, features, labels, k=1, leave_one_out=True).top1[1]
+    values, result = judge("knn", subject, k=(1,))
+    assert values["1 nearest neighbours, top-1"] == expected < 1
+    assert "none is its own neighbour" in result.notes[0]
+    assert judge("retrieval", subject, k=(1,))[0]["recall at 1"] == pytest.approx(expected)
 
 
 def test_a_query_of_the_gallery_does_not_find_itself(judge):

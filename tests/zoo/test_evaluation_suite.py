@@ -1,11 +1,13 @@
 """What all protocols share: opening a backbone, the feature cache, evaluation.json, `all`."""
 
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import save_for_hf
@@ -15,7 +17,7 @@ from sslzoo.cli import main
 from sslzoo.data import DataError, ImageData
 from sslzoo.evaluate import Common, Subject, evaluate, load
 from sslzoo.evaluation import cache
-from sslzoo.evaluation.opening import open_backbone
+from sslzoo.evaluation.opening import fit_to, open_backbone
 from sslzoo.evaluation.results import Result, Row
 
 SMALL = ["--data", "digits", "--channels", "1", "--image_size", "8", "--device", "cpu",
@@ -98,8 +100,32 @@ def test_an_image_size_that_does_not_fit_is_told(tmp_path):
     options = dict(img_size=32, depth=1)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
     save_for_hf(model, tmp_path / "hub", model_args=options, safe_serialization=True)
-    with pytest.raises(DataError, match="takes images of 32 x 32 pixels; image_size is 48"):
-        subject(tmp_path, tmp_path / "hub", image_size=48)
+    words = "takes images of 32 x 32 pixels, or of a multiple of 16; image_size is 40"
+    with pytest.raises(DataError, match=words):
+        subject(tmp_path, tmp_path / "hub", image_size=40)
+    embed = SimpleNamespace(img_size=(224, 224), strict_img_size=True, patch_size=(16, 16))
+    windows = SimpleNamespace(patch_embed=embed, pos_embed=None)
+    with pytest.raises(DataError, match="takes images of 224 x 224 pixels; image_size is 64"):
+        fit_to(windows, {"backbone": "swin", "image_size": 224}, 64)
+    mixer = timm.create_model("mixer_s32_224", num_classes=0)  # its patch embedding does not mind
+    save_for_hf(mixer, tmp_path / "mixer", safe_serialization=True)
+    with pytest.raises(DataError, match="mixer_s32_224 does not take images of 64 x 64 pixels"):
+        subject(tmp_path, tmp_path / "mixer", image_size=64)
+
+
+def test_positions_are_interpolated_for_another_size(tmp_path):
+    options = dict(img_size=32, depth=1)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options).eval()
+    save_for_hf(model, tmp_path / "hub", model_args=options, safe_serialization=True)
+    options = dict(channels=3, data="cifar10")
+    small = subject(tmp_path, tmp_path / "hub", image_size=32, **options)
+    large = subject(tmp_path, tmp_path / "hub", image_size=64, **options)
+    assert small.weights == large.weights and small.size == 32 and large.size == 64
+    grid = model.pos_embed[:, 1:].detach().mT.unflatten(2, (2, 2))
+    expected = F.interpolate(grid, (4, 4), mode="bicubic", antialias=True)
+    torch.testing.assert_close(large.backbone.pos_embed[:, 1:].mT.unflatten(2, (4, 4)), expected)
+    assert torch.equal(large.backbone.pos_embed[:, :1], model.pos_embed[:, :1])
+    assert large.untrained().pos_embed.shape == large.backbone.pos_embed.shape
 
 
 def test_channels_that_do_not_fit_are_told(tmp_path):
@@ -119,7 +145,7 @@ def test_the_raw_input_is_the_pixels_whatever_the_encoder(tmp_path):
     mean, std = raw.about["mean"][0], raw.about["std"][0]
     expected = (images.flatten(1).float() / 255 - mean) / std
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
-    assert len(labels) == 60 and raw.describe() == "pixels at 8 pixels"
+    assert len(labels) == 60 and raw.describe() == "pixels, 64 values, at 8 pixels"
 
 
 # The cache
@@ -211,6 +237,8 @@ def test_everything_printed_is_in_the_json_and_comes_again(tmp_path, capsys):
     assert entry["versions"]["torch"] == metadata.version("torch")
     assert entry["data"]["digits/train"]["images"] <= 120
     assert len(entry["data"]["digits/test"]["fingerprint"]) == 12
+    assert entry["features"] == ["output of convnet4, 128 values, at 8 pixels"]
+    assert entry["backbone"]["network"] == "encoder" and len(entry["options_digest"]) == 32
     low, high = entry["results"][0]["interval"]
     assert low < entry["results"][0]["value"] < high
 

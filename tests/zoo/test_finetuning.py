@@ -8,15 +8,15 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
-from sslzoo import backbones
+from sslzoo import backbones, registry
 from sslzoo.data import DataError, open_data
 from sslzoo.evaluation.finetuning import (
     CONVNET,
+    SIMCLR,
     VIT,
     Classifier,
     first_stages,
     fit,
-    mixing,
     optimizer_of,
     recipe_for,
     renew,
@@ -24,6 +24,8 @@ from sslzoo.evaluation.finetuning import (
     train_view,
 )
 from sslzoo.evaluation.layer_decay import decayed_groups, layer_ids
+from sslzoo.evaluation.regularisers import RandAugment, RandomErasing, mixing, set_drop_path
+from sslzoo.optimizers import LARS
 
 MEAN, STD = (0.3,), (0.4,)
 
@@ -91,13 +93,53 @@ def test_recipes_fit_the_backbone_and_take_changes():
 
 def test_mixup_mixes_labels_as_it_mixes_images():
     x = torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 2)
-    mix = mixing(replace(VIT, mixup=0.8), classes=4)
+    mix = mixing(0.8, 0.0, classes=4)
     torch.manual_seed(0)
     images, labels = mix(x, torch.arange(4))
     torch.testing.assert_close(labels @ torch.arange(4.0), images[:, 0, 0, 0])
     torch.testing.assert_close(labels.sum(1), torch.ones(4))
-    same, numbers = mixing(VIT, classes=4)(x, torch.arange(4))
+    same, numbers = mixing(0.0, 0.0, classes=4)(x, torch.arange(4))
     assert same is x and numbers.tolist() == [0, 1, 2, 3]
+
+
+def test_rand_augment_keeps_the_scale_and_comes_again():
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    pixels = torch.randint(0, 256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    m, s = (torch.tensor(v)[:, None, None] for v in (mean, std))
+    x = (pixels / 255 - m) / s
+    assert RandAugment(0, mean, std)(x) is x
+    augment = RandAugment(9, mean, std)
+    torch.manual_seed(0)
+    first = augment(x)
+    torch.manual_seed(0)
+    assert torch.equal(augment(x), first)
+    values = (first * s + m) * 255
+    assert values.min() > -0.01 and values.max() < 255.01
+    assert (values - values.round()).abs().max() < 0.01, "still bytes, normalised once"
+    assert sum(not torch.allclose(a, b, atol=1e-5) for a, b in zip(first, x, strict=True)) >= 4
+
+
+def test_erasing_hits_its_share_with_noise():
+    x = torch.full((400, 1, 12, 12), 7.0)
+    assert RandomErasing(0.0)(x) is x
+    torch.manual_seed(0)
+    erased = RandomErasing(0.25)(x)
+    hit = (erased != x).flatten(1)
+    share = hit.any(1).float().mean().item()
+    assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 400) ** 0.5
+    areas = hit[hit.any(1)].float().mean(1)
+    assert areas.min() > 0.01 and areas.max() < 0.36
+    noise = erased[erased != x]
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+
+
+def test_drop_path_rises_to_the_last_block_and_keeps_the_names():
+    model = backbones.build("vit_micro_p4", image_size=8, channels=1)
+    before = [name for name, _ in model.named_parameters()]
+    set_drop_path(model, 0.3)
+    rates = [block.drop_path2.drop_prob for block in model.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert [name for name, _ in model.named_parameters()] == before
 
 
 def digits(count=60):
@@ -172,7 +214,8 @@ def test_fine_tuning_beats_chance_and_has_a_control(judge):
 
 def test_the_rate_is_chosen_on_held_out_images(judge, make_subject):
     _, result = judge("finetune", make_subject("vit_micro_p4"), epochs=1, control=False,
-                      learning_rates=(1e-9, 1e-2), mixup=0.8, cutmix=1.0)  # fmt: skip
+                      learning_rates=(1e-9, 1e-2), mixup=0.8, cutmix=1.0, rand_augment=9,
+                      erasing=0.25, drop_path=0.1)  # fmt: skip
     recipe = result.details["recipes"]["fine-tuned"]
     assert recipe["optimizer"] == "adamw" and recipe["lr"] in (1e-9, 1e-2)
     assert recipe["mixup"] == 0.8 and recipe["layer_decay"] == 0.65
@@ -188,3 +231,33 @@ def test_few_labels_are_judged_in_every_form_with_a_curve(judge, make_subject):
     assert np.array(result.details["labelled"]["2"]).shape == (2, 20)
     assert [k for k, _, _ in result.details["curves"]["probe"]] == [2, 5]
     assert values["5 labels per class, probe, top-1"] > values["2 labels per class, probe, top-1"]
+
+
+def test_few_labels_train_longer_and_simclrs_recipe_is_lars(make_subject):
+    semi = registry.evaluator("semi")
+    subject, config = make_subject(), semi.Config()
+    count = len(subject.data("train"))
+    few, many = ([list(range(n))] for n in (round(0.01 * count), round(0.1 * count)))
+    recipes = [semi.plain_recipe(subject, config, draws) for draws in (few, many)]
+    assert [recipe.epochs for recipe in recipes] == [200, 100]
+    assert {recipe.batch_size for recipe in recipes} == {64}
+    model = Classifier(subject.trainable(), 10, head_std=0.01)
+    optimizer, peak = optimizer_of(model, SIMCLR, 1024)
+    assert isinstance(optimizer, LARS) and peak == pytest.approx(0.16)
+    assert SIMCLR.epochs == 60 and SIMCLR.weight_decay == 0
+
+
+def test_top5_is_given_from_a_hundred_classes_on():
+    rows = registry.evaluator("semi").form_rows("m", np.array([[0.2, 0.6], [0.4, 0.8]]), 50, 100)
+    assert [(row.metric, round(row.value, 6)) for row in rows] == [
+        ("m, top-1", 0.3), ("m, top-5", 0.7)]  # fmt: skip
+    assert len(registry.evaluator("semi").form_rows("m", np.array([[0.2, 0.6]]), 50, 99)) == 1
+
+
+def test_an_encoder_with_too_few_stages_has_no_form_of_stages(judge, make_subject):
+    options = dict(shares=(0.1,), draws=1, epochs=1, frozen_stages=9)
+    values, result = judge("semi", make_subject(), forms=("probe", "stages"), **options)
+    assert "the form stages is left out: 9 stages can not be frozen" in result.notes[-1]
+    assert len(values) == 1
+    with pytest.raises(DataError, match="9 stages can not be frozen"):
+        judge("semi", make_subject(), forms=("stages",), **options)

@@ -12,6 +12,7 @@ from sslzoo.data import open_data
 from sslzoo.evaluate import load
 from sslzoo.evaluation import extract, linear_probe
 from sslzoo.run_folder import load_backbone
+from sslzoo.watch import Watch
 
 TRAIN = ["pretrain", "simclr", "--backbone", "convnet4", "--image_size", "8", "--batch_size", "256",
          "--warmup_epochs", "0", "--log_every", "1", "--device", "cpu"]  # fmt: skip
@@ -106,3 +107,14 @@ def test_a_probe_that_can_not_be_is_told_before_training(tmp_path, capsys, words
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_between_probes_no_feature_is_computed(tmp_path, monkeypatch):
+    """A step between probes costs what it costs without them: the same code runs."""
+    epochs, features = [], Watch.features
+    monkeypatch.setattr(Watch, "features", lambda self, *a, **k: epochs.append(self.probed_epoch)
+                        or features(self, *a, **k))  # fmt: skip
+    rows = run(tmp_path, "--knn_every", "2")
+    assert len(rows) > 8 and epochs == [2, 2, 2], (
+        "train and test of the probe, and the last picture"
+    )

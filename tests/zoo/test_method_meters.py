@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sslops
 from sslzoo import backbones
 from sslzoo.grid_encoders import WaveEncoder
 from sslzoo.methods import cpc, dino, dinov2, moco, moco_v3
+from sslzoo.self_distillation import vit_tokens
 
 
 class Linear(nn.Module):
@@ -197,3 +199,24 @@ def test_the_mask_token_is_clipped_with_the_backbone():
     assert model.gradient_norms["backbone"].item() == pytest.approx(5, rel=1e-5)
     assert model.mask_token.grad.norm().item() == pytest.approx(0.6, rel=1e-5)
     assert vit.cls_token.grad.norm().item() == pytest.approx(0.8, rel=1e-5)
+
+
+def test_targets_are_those_of_the_teacher_s_heads_whatever_the_student_s_are():
+    torch.manual_seed(0)
+    config = dinov2.Config(prototypes=12, head_hidden=16, head_bottleneck=8, patch_bottleneck=8,
+                           layer_scale=0.1)  # fmt: skip
+    sizes = dict(image_size=16, embed_dim=32, num_heads=2, depth=1)
+    model = dinov2.DINOv2(backbones.build("vit_tiny_p4", **sizes), config)
+    with torch.no_grad():
+        for p in model.student.parameters():
+            p.add_(torch.randn_like(p))
+    x, seen = torch.randn(8, 3, 16, 16), []
+    draw_masks = model.draw_masks
+    model.draw_masks = lambda x: seen.append(draw_masks(x)) or seen[-1]
+    outputs = model([*x.chunk(2)], 0)
+    tokens = vit_tokens(model.backbone, x)
+    g = model.teacher_heads["dino_head"](tokens[:, 0])
+    g_patch = model.teacher_heads["ibot_head"](tokens[:, 1:][seen[0]])
+    assert len(g_patch) > 1
+    for name, logits in (("targets", g), ("patch_targets", g_patch)):
+        torch.testing.assert_close(outputs[name], sslops.sinkhorn_knopp(logits, 0.04))

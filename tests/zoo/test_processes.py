@@ -44,9 +44,10 @@ def images(tmp_path_factory):
     return folder
 
 
-def prepare(name, images, out):
+def prepare(name, images, out, **more):
     method, training = METHODS[name]
-    config = TrainingConfig(**(OPTIONS | training | dict(data=str(images), out=str(out))))
+    given = OPTIONS | training | dict(data=str(images), out=str(out)) | more
+    config = TrainingConfig(**given)
     setup = set_up(name, registry.method(name).Config(**method), config)
     forward = setup.method.double().forward
     setup.method.forward = lambda views, step: forward([view.double() for view in views], step)
@@ -91,6 +92,19 @@ def alone(images, tmp_path_factory):
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_train_to_the_weights_of_one(images, tmp_path, alone, name, world):
     assert forks.run(world, lambda rank: train(prepare(name, images, tmp_path))) == [0] * world
+    assert difference(alone[name], learned(tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name, world",
+    [("mae", 2), *(pytest.param(name, world, marks=pytest.mark.slow) for name in METHODS
+                   for world in (2, 4) if (name, world) != ("mae", 2))],
+)  # fmt: skip
+def test_sharded_processes_train_to_the_weights_of_one(images, tmp_path, alone, name, world):
+    def run(rank):
+        train(prepare(name, images, tmp_path, shard=True))
+
+    assert forks.run(world, run) == [0] * world
     assert difference(alone[name], learned(tmp_path)) < TOLERANCE
 
 

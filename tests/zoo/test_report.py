@@ -1,6 +1,7 @@
 """What the report reads, what it compares, and what it refuses; the browser has its own file."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,6 +185,25 @@ def test_the_hover_of_an_embedding_has_what_the_evaluation_wrote(judge, make_sub
     assert found["sheet"]["width"] == data["columns"] * data["thumbnail"]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "metrics", "expected"),
+    [
+        ("finetune", ["fine-tuned, top-1", "fine-tuned, top-5", "from scratch, top-1"], 0),
+        ("semi", ["5 labels per class, probe, top-1", "50 labels per class, fine-tuned, top-1",
+                  "50 labels per class, from scratch, top-1"], 1),
+        ("transfer", ["AP", "AP50", "random weights, AP", "random weights, AP50"], 0),
+        ("transfer", ["mIoU", "pixel accuracy", "random weights, mIoU"], 0),
+        ("cluster", ["test, NMI", "test, matched accuracy", "train, matched accuracy"], 1),
+        ("attention", ["Jaccard, mean over heads", "Jaccard, best head of each image",
+                       "Jaccard, head 3"], 1),
+        ("attention", ["Jaccard of the activation map"], 0),
+    ],
+)  # fmt: skip
+def test_the_leaderboard_never_shows_a_control(protocol, metrics, expected):
+    entry = SimpleNamespace(protocol=protocol, results=[{"metric": name} for name in metrics])
+    assert leaderboard.headline(entry)["metric"] == metrics[expected]
+
+
 # Curves
 
 
@@ -194,6 +214,13 @@ def test_a_long_curve_keeps_its_highest_and_lowest_values():
     assert len(kept) <= curves.POINTS + 2
     assert {(1234, 9.0), (7777, -9.0), points[0], points[-1]} <= set(kept)
     assert kept == sorted(kept)
+
+
+def test_labels_of_ticks_differ():
+    values = [73.06 + 0.0025 * i for i in range(5)]
+    texts = curves.labels(values)
+    assert len({*texts}) == 5 and [float(t) for t in texts] == pytest.approx(values, abs=1e-3)
+    assert curves.labels([0.0, 2e-5, 4e-5]) == ["0", "2.0e-5", "4.0e-5"]
 
 
 def test_a_curve_breaks_where_a_value_is_not_finite():

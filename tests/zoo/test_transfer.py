@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from sslzoo import backbones
@@ -198,6 +199,45 @@ def test_mean_iou_is_of_one_matrix_over_all_images():
     iou, accuracy = mean_iou(model, data, 4, 3, "cpu")
     # Background: 1 / 3. Class 1: 4 / 6. Class 2 occurs nowhere. 5 of 7 pixels are right.
     assert iou == pytest.approx((1 / 3 + 4 / 6) / 2) and accuracy == pytest.approx(5 / 7)
+
+
+def test_mean_iou_of_oracle_and_of_random_maps():
+    """Without noise 1, worse with more of it, and at last what guessing gives."""
+    C, S = 4, 40
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.tensor([0.55, 0.25, 0.15, 0.05])
+    masks = torch.multinomial(shares, 6 * S * S, True, generator=generator).view(6, S, S)
+    data = [(torch.zeros(3, S, S, dtype=torch.uint8), mask.byte()) for mask in masks]
+    values = []
+    for noise in (0.0, 0.5, 1.0, 1e6):
+        logits = [(F.one_hot(mask, C).permute(2, 0, 1)
+                   + noise * torch.randn(C, S, S, generator=generator))[None]
+                  for mask in masks]  # fmt: skip
+        left = iter(logits)
+        values.append(mean_iou(lambda *_, left=left: next(left), data, S, C, "cpu")[0])
+    assert values[0] == 1 and np.diff(values).max() < 0
+    # A guess of equal chances: both = share / C of the pixels, either = share + 1 / C - both.
+    both = shares / C
+    assert values[-1] == pytest.approx((both / (shares + 1 / C - both)).mean().item(), abs=0.01)
+
+
+def test_changed_masks_and_boxes_are_other_data(voc, coco):
+    for path, task, change in (
+        (voc, "segmentation", lambda: Image.fromarray(np.zeros((9, 9), np.uint8)).save(
+            voc / "SegmentationClass/1.png")),
+        (voc, "detection", lambda: (voc / "Annotations/1.xml").write_text(
+            XML.format("sky", 0, 1, 1, 9, 9))),
+        (coco, "segmentation", lambda: edit(coco, 'tion": [[', 'tion": [[1, 1, ')),
+    ):  # fmt: skip
+        before = open_annotated(path, "train", task).fingerprint()
+        assert open_annotated(path, "train", task).fingerprint() == before
+        change()
+        assert open_annotated(path, "train", task).fingerprint() != before
+
+
+def edit(coco, old, new):
+    file = coco / "annotations/instances_train2017.json"
+    file.write_text(file.read_text().replace(old, new, 1))
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_a_tuned_one_does_not():

@@ -58,7 +58,7 @@ def augment(
         interpolation: "bilinear" or "bicubic".
         grayscale_first: grey before the colour jitter instead of after it.
         blur_kernel: width of the Gaussian blur in pixels, odd; 0 takes size / 10 made odd.
-        backend: force "cpu", "chunked" or "reference"; None takes the first that can run.
+        backend: force "cpu", "triton", "chunked" or "reference"; None takes the first that can run.
 
     Returns:
         [B, C, size, size] of `dtype` on the device of `images`.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from sslops import _C
+import sslops._C as _C
 from sslops.ops.color_attention import autograd
 
 # B batch, Nt target cells, Nr reference cells, D width, C value width, F frames, H x W grid

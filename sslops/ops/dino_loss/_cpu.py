@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from sslops import _C, cpu_helpers
+import sslops._C as _C
+from sslops import cpu_helpers
 from sslops.cpu_helpers import address
 from sslops.ops.dino_loss import operators
 

@@ -163,7 +163,7 @@ def info_nce(
 
 def _group_of_shards(queue, backend):
     """The ranks among which a queue's shards stay where they are; None: the queue is gathered."""
-    in_blocks = backend in (None, *across_ranks.BACKENDS)
+    in_blocks = backend in (None, *across_ranks.QUEUE_BACKENDS)
     return queue.group if queue.sharded and in_blocks else None
 
 
@@ -205,10 +205,17 @@ def _as_batches(query, positive_key, negative_keys, negative_mode):
     return query.reshape(B, N, D), positive_key.reshape(B, N, D), negative_keys
 
 
+def _takes_block(query, backend):
+    """Whether the symmetric loss over ranks computes each rank's block of logits once."""
+    if backend is not None:
+        return backend in across_ranks.BACKENDS
+    return not query.is_cuda or _backends.why_not("triton", query, query, None, 1.0) is not None
+
+
 def _across_ranks(backend, q, k, temperature, symmetric, group, exchange, uniform, options):
     """Row losses against the keys of all ranks."""
     route = distributed.route(k, group, exchange)
-    if isinstance(route, distributed.Ring) or (symmetric and backend in across_ranks.BACKENDS):
+    if isinstance(route, distributed.Ring) or (symmetric and _takes_block(q, backend)):
         across_ranks.check_backend("info_nce", backend)
         options = across_ranks.Options(backend, symmetric=symmetric, **options)
         return across_ranks.in_batch_rows(q, k, temperature, route, options)
@@ -217,7 +224,7 @@ def _across_ranks(backend, q, k, temperature, symmetric, group, exchange, unifor
     rows = _backends(backend, q, keys, None, temperature, positive_offset=first, **options)
     if not symmetric:
         return rows
-    # Two fused passes: measured faster than one pass over blocks in plain PyTorch.
+    # Triton has no kernels for blocks: two fused passes, each over a block of its own.
     queries, _ = distributed.gather_rows(q, group, route.sizes)
     columns = _backends(backend, k, queries, None, temperature, positive_offset=first, **options)
     return rows._replace(loss=(rows.loss + columns.loss) / 2)

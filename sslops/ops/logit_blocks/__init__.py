@@ -31,8 +31,12 @@ from sslops.ops.logit_blocks.reference import BlockStatistics, merged
 
 __all__ = ["BlockStatistics", "block_gradients", "block_statistics", "merged"]
 
-_statistics = registry.load("logit_blocks", "chunked", "reference", function="block_statistics")
-_gradients = registry.load("logit_blocks", "chunked", "reference", function="block_gradients")
+_statistics = registry.load(
+    "logit_blocks", "cpu", "chunked", "reference", function="block_statistics"
+)
+_gradients = registry.load(
+    "logit_blocks", "cpu", "chunked", "reference", function="block_gradients"
+)
 
 
 def block_statistics(backend, query, keys, temperature, positive=None, *, normalize,

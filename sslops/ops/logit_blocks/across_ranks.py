@@ -17,7 +17,9 @@ from sslops.unit_rows import at_least_float32, unit_rows, unit_rows_backward
 
 # B batch, N queries of this rank, D width
 
-BACKENDS = ("chunked", "reference")
+BACKENDS = ("cpu", "chunked", "reference")
+# Those that also sum keys, for a queue in shards.
+QUEUE_BACKENDS = ("chunked", "reference")
 
 
 class Options(NamedTuple):
