@@ -9,6 +9,8 @@ from sslops.unit_rows import SMALLEST_NORM
 
 
 def unsupported(features, candidates, offset):
+    if features.shape[-1] == 0:
+        return "rows of width 0"
     return cpu_helpers.why_not_cpu(features)
 
 
