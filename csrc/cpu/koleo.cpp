@@ -3,6 +3,8 @@
 // Where the candidates are the rows themselves, the triangle i <= j of the products serves both sides
 // of a pair: N^2 D FLOP instead of 2 N^2 D. Tiles come in an order of their own, so a candidate replaces
 // an equal one if its index is lower: the answer is that of a search from left to right.
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -30,7 +32,7 @@ struct Nearest {
 };
 
 struct Search {
-  const TileKernels& kernels = tile_kernels();
+  const TileKernels& kernels;
   const Rows &x, &y;
   int64_t offset;  // row i is candidate i + offset
 

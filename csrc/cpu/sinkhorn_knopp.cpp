@@ -10,6 +10,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/rows.h"
 #include "cpu/tiles.h"
 
 namespace sslops {
@@ -116,6 +117,7 @@ void sinkhorn_columns(const float* logits, int64_t B, int64_t K, float scale, in
 void sinkhorn_softmax(const float* logits, const float* shift, int64_t B, int64_t K, float scale,
                       int threads, float* P, float* mass) {
   const SinkhornKernels& kernels = sinkhorn_kernels();
+  cpu::ask_for_huge_pages(reinterpret_cast<char*>(P), B * K * sizeof(float));
   over_rows(B, K, threads, mass, [&](int64_t b, float* of_group) {
     float* y = P + b * K;
     const float top = kernels.shifted_max(logits + b * K, shift, K, scale, y);
