@@ -46,7 +46,8 @@ test-sanitizer: .venv/dev.stamp
 # build. Python itself leaks at exit, so leaks are not looked for.
 ASAN_TESTS ?= tests/ops/test_bad_input.py tests/ops/test_cpu_info_nce.py \
   tests/ops/test_cpu_nt_xent.py tests/ops/test_cpu_tiles.py tests/ops/test_key_queue.py \
-  tests/ops/test_contrastive_edges.py tests/ops/test_gather_patches.py
+  tests/ops/test_contrastive_edges.py tests/ops/test_gather_patches.py \
+  tests/ops/test_logit_blocks.py
 ASAN_FLAGS := -fsanitize=address -fno-omit-frame-pointer -g
 test-asan: .venv/dev.stamp
 	rm -rf build/asan && mkdir -p build/asan && cp -r sslops build/asan/

@@ -93,4 +93,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("info_nce_symmetric_backward", from_python(sslops::info_nce_symmetric_backward));
   m.def("logit_block_statistics", from_python(sslops::logit_block_statistics));
   m.def("logit_block_gradients", from_python(sslops::logit_block_gradients));
+  m.def("koleo_nearest", from_python(sslops::koleo_nearest));
+  m.def("sinkhorn_columns", from_python(sslops::sinkhorn_columns));
+  m.def("sinkhorn_softmax", from_python(sslops::sinkhorn_softmax));
+  m.def("sinkhorn_mass", from_python(sslops::sinkhorn_mass));
+  m.def("sinkhorn_finish", from_python(sslops::sinkhorn_finish));
 }

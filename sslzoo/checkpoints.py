@@ -6,7 +6,7 @@ from sslzoo.run_folder import RunFolderError
 # What a resumed run may change and still be the same run.
 FREE_TO_CHANGE = {"data", "download", "out", "device", "shard", "workers", "log_every",
                   "checkpoint_every", "test_every", "pictures_every", "timeout",
-                  "max_unreadable"}  # fmt: skip
+                  "max_unreadable", "memory_limit_mib"}  # fmt: skip
 KEYS = {"step", "method", "optimizer", "scaler", "options", "about", "data_fingerprint"}
 
 

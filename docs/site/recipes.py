@@ -24,9 +24,9 @@ from sslzoo.training_config import TrainingConfig  # noqa: E402
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 BLOCK = re.compile(r"<!-- recipes: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 # What says where and how a run goes, not what is learned.
-LEFT_OUT = {"method", "data", "download", "out", "device", "workers", "timeout", "max_unreadable",
-            "log_every", "checkpoint_every", "knn_every", "linear_every", "test_every",
-            "pictures_every", "probe_data", "probe_layer"}  # fmt: skip
+LEFT_OUT = {"method", "data", "download", "out", "device", "workers", "memory_limit_mib", "timeout",
+            "max_unreadable", "log_every", "checkpoint_every", "knn_every", "linear_every",
+            "test_every", "pictures_every", "probe_data", "probe_layer"}  # fmt: skip
 
 
 def refreshed(text):

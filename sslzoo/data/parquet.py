@@ -3,6 +3,7 @@
 import io
 import json
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import torch
 
 from sslzoo.data.decoding import decode
 from sslzoo.data.image_data import DataError, check_split, from_source, known
+from sslzoo.data.parquet_stream import StreamedColumn
 from sslzoo.data.splits import split_files
 
 IMAGE_COLUMNS = ("image", "img")
@@ -27,7 +29,7 @@ DAMAGE = (
 
 
 class EncodedImages:
-    """A column of encoded image files as a source of images; the encoded bytes stay in memory."""
+    """A column of encoded image files, in memory or a StreamedColumn, as a source of images."""
 
     def __init__(self, column, names, folder):
         self.column = column
@@ -55,9 +57,10 @@ class EncodedImages:
     def cell(self, index):
         """{"bytes": ..., "path": ...}; a column may also hold the bytes alone."""
         try:
-            cell = self.column[index].as_py()
+            cell = self.column[index]
+            cell = cell.as_py() if isinstance(cell, pa.Scalar) else cell
         except DAMAGE as error:
-            raise DataError(f"{self.name(index)} cannot be read ({error})") from error
+            raise DataError(f"{self.name(index)} cannot be read ({first_line(error)})") from error
         cell = cell if isinstance(cell, dict) else {"bytes": cell}
         if not isinstance(cell.get("bytes", 0), (bytes, type(None))):
             raise DataError(f"{self.name(index)} holds no encoded image")
@@ -82,41 +85,90 @@ def open_parquet(
             `data/cifar10-train.parquet` and `data/cifar10-test.parquet`.
         split: chosen by the word train, test, val or validation in the file names; files without
             such a word are the train split.
+        memory_limit_mib: of all decoded images together; of the encoded ones, which are streamed
+            beyond it; and of the row groups that each process then keeps.
         label_column: name of the column of class numbers; None takes `label` where it exists.
     """
     splits = split_files(path, ".parquet")
     check_split(path, split, splits)
     files = splits[split]
-    tables = [read_columns(file, label_column) for file in files]
-    firsts = np.cumsum([0] + [len(table) for table in tables[:-1]]).tolist()
-    table = pa.concat_tables(tables)
-    images = next(table[name] for name in IMAGE_COLUMNS if name in table.column_names)
-    source = EncodedImages(images, list(zip(files, firsts, strict=True)), files[0].parent)
+    label = label_column or "label"
+    source, table = read_files(files, label, memory_limit_mib * 2**20)
     labels = label_tensor(table, label_column, files[0])
-    names = None if labels is None else class_names(table.schema, label_column or "label")
+    if labels is not None and len(labels) != len(source):
+        raise DataError(f"{path} holds {len(source)} images but {len(labels)} labels")
+    classes = None if labels is None else class_names(table.schema, label)
     return from_source(
         f"{path}/{split}",
         source,
         memory_limit_mib=memory_limit_mib,
         max_unreadable=max_unreadable,
         labels=labels,
-        class_names=names,
+        class_names=classes,
     )
 
 
-def read_columns(file, label_column):
-    """The image and label columns of a file."""
+def read_files(files, label, limit_bytes):
+    """EncodedImages, in memory up to the limit and else streamed; a table that has the labels."""
+    name = [image_column(file) for file in files].pop()
+    footers = [read_footer(file) for file in files]
+    sizes = [encoded_bytes(*pair, name) for pair in zip(files, footers, strict=True)]
+    is_streamed = sum(sizes) > limit_bytes
+    tables = [read_columns(file, [label] if is_streamed else [name, label]) for file in files]
+    with reading(files[0].parent):
+        table = pa.concat_tables(tables)
+        column = StreamedColumn(name, files, footers, limit_bytes) if is_streamed else table[name]
+    firsts = np.cumsum([0] + [footer.num_rows for footer in footers[:-1]]).tolist()
+    names = list(zip(files, firsts, strict=True))
+    return EncodedImages(column, names, files[0].parent), table
+
+
+@contextmanager
+def reading(file):
+    """Inside, what pyarrow raises on a damaged file is a DataError."""
     try:
-        columns = pq.read_schema(file).names
-        wanted = [c for c in (*IMAGE_COLUMNS, label_column or "label") if c in columns]
-        table = pq.read_table(file, columns=wanted)
+        yield
+    except DataError:
+        raise
     except DAMAGE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{file} is not a readable Parquet file ({reason})") from error
-    if not set(IMAGE_COLUMNS) & set(wanted):
-        names = " or ".join(IMAGE_COLUMNS)
-        raise DataError(f"{file} has no column {names}; it has {', '.join(columns)}")
-    return table
+        raise DataError(f"{file} is not a readable Parquet file ({first_line(error)})") from error
+
+
+def first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def read_footer(file):
+    """pyarrow.parquet.FileMetaData: where the row groups lie."""
+    with reading(file):
+        return pq.read_metadata(file)
+
+
+def image_column(file):
+    """The name of the column of images."""
+    with reading(file):
+        columns = pq.read_schema(file).names
+    names = [name for name in IMAGE_COLUMNS if name in columns]
+    if not names:
+        wanted = " or ".join(IMAGE_COLUMNS)
+        raise DataError(f"{file} has no column {wanted}; it has {', '.join(columns)}")
+    return names[0]
+
+
+def encoded_bytes(file, footer, name):
+    """What a column takes in memory, by the file's own account."""
+    with reading(file):
+        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+        leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
+        return sum(leaf.total_uncompressed_size for leaf in leaves
+                   if leaf.path_in_schema.partition(".")[0] == name)  # fmt: skip
+
+
+def read_columns(file, wanted):
+    """Those of the wanted columns that a file has."""
+    with reading(file):
+        columns = pq.read_schema(file).names
+        return pq.read_table(file, columns=[name for name in wanted if name in columns])
 
 
 def label_tensor(table, label_column, file):

@@ -130,7 +130,7 @@ def labels(values):
     """Labels of ticks, with as many digits as tell them apart.
 
     Example:
-        >>> labels([73.0625, 73.065, 73.0675]), labels([0.0, 0.5])
+        >>> labels([73.0624, 73.065, 73.0676]), labels([0.0, 0.5])
         (['73.062', '73.065', '73.068'], ['0', '0.5'])
     """
     for digits in range(4, 12):

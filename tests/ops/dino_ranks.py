@@ -42,9 +42,9 @@ def of_rank(x, w, group, backends):
 
 def backends_here():
     """(dino_loss, koleo) backends to try together."""
-    return [("chunked", "chunked"), ("reference", "reference"),
-            *[("cpu", "triton")] * ("triton" in registry.OPS["koleo"].backends
-                                    and "cpu" in registry.OPS["dino_loss"].backends)]  # fmt: skip
+    pairs = [("chunked", "chunked"), ("reference", "reference"), ("cpu", "cpu"), ("cpu", "triton")]
+    return [(dino, koleo) for dino, koleo in pairs if dino in registry.OPS["dino_loss"].backends
+            and koleo in registry.OPS["koleo"].backends]  # fmt: skip
 
 
 def main(rank, world, folder):

@@ -190,8 +190,10 @@ def test_temperature_gradient_of_nt_xent(nt_xent, dtype):
 def test_temperature_as_a_tensor_equals_the_float(loss):
     z = pair(9, 8)
     for shape in ((), (1,)):
-        assert torch.equal(
-            loss(*z, temperature=torch.full(shape, 0.25)), loss(*z, temperature=0.25)
+        told, known = loss(*z, temperature=torch.full(shape, 0.25)), loss(*z, temperature=0.25)
+        # Triton shifts exponentials by 1/T where it knows T, else by the maximum: other roundings.
+        torch.testing.assert_close(
+            told, known, rtol=2**-22 if loss.backend == "triton" else 0, atol=0
         )
 
 

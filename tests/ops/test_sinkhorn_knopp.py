@@ -194,6 +194,18 @@ def test_opcheck(device):
     torch.library.opcheck(operator, (logits, torch.tensor(0.1, device=device), 0.0, 1))
 
 
+def test_opcheck_of_the_cpu_passes():
+    if "cpu" not in EVERY:
+        pytest.skip(OP.missing["cpu"])
+    logits, T, P = torch.randn(5, 8), torch.tensor(0.1).double(), torch.rand(5, 8)
+    check, operators = torch.library.opcheck, torch.ops.sslops
+    check(operators.sinkhorn_knopp_cpu_columns.default, (logits, T))
+    check(operators.sinkhorn_knopp_cpu_softmax.default, (logits, T, torch.randn(8), True))
+    check(operators.sinkhorn_knopp_cpu_softmax.default, (logits, T, torch.randn(8), False))
+    check(operators.sinkhorn_knopp_cpu_mass.default, (P, torch.rand(8)))
+    check(operators.sinkhorn_knopp_cpu_finish.default, (P, torch.rand(8)))
+
+
 logits = torch.randn(4, 8)
 # fmt: off
 WRONG = {

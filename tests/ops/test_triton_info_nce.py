@@ -35,8 +35,11 @@ def assert_equals_reference(tensors, temperature, **options):
     doubles = [t if t is None else t.double() for t in tensors]
     ours, rank = losses_and_gradients(_triton.info_nce, tensors, temperature, **options)
     exact, exact_rank = losses_and_gradients(reference.info_nce, doubles, temperature, **options)
-    for o, e in zip(ours, exact, strict=True):
-        torch.testing.assert_close(o, e, rtol=2e-5, atol=2e-6)
+    plain, _ = losses_and_gradients(reference.info_nce, tensors, temperature, **options)
+    for o, e, p in zip(ours, exact, plain, strict=True):
+        # At low temperatures plain PyTorch in float32 is off by more: twice that is allowed.
+        atol = max(2e-6, 2 * (p - e).abs().max().item())
+        torch.testing.assert_close(o, e, rtol=2e-5, atol=atol)
     assert torch.equal(rank, exact_rank)
 
 

@@ -127,7 +127,7 @@ def test_overlap_with_masks_is_measured(judge, make_subject, tmp_path):
     assert values["Jaccard, mean over heads"] == pytest.approx(
         np.mean(result.details["jaccard_by_head"]))  # fmt: skip
     with Image.open(result.pictures["maps"]) as picture:
-        assert picture.size == (112 * 5, 112 * 2)  # image, mean, three heads
+        assert picture.size == (116 * 5, 116 * 2)  # image, mean, three heads; a gap of 4
     values, result = judge("attention", make_subject(channels=3, image_size=24), masks=path)
     assert result.details["maps"] == "activation"
     assert 0 < values["Jaccard of the activation map"] < 1
@@ -144,7 +144,7 @@ def test_a_perfect_map_has_overlap_one(judge, make_subject, tmp_path, monkeypatc
 
 def test_without_masks_there_is_a_picture_of_the_test_images(judge):
     values, result = judge("attention", pictured=3)
-    assert values == {} and Image.open(result.pictures["maps"]).size == (112 * 2, 112 * 3)
+    assert values == {} and Image.open(result.pictures["maps"]).size == (116 * 2, 116 * 3)
 
 
 def test_faults_are_told(judge, make_subject, tmp_path):

@@ -225,7 +225,8 @@ def test_cpc_trains_and_is_judged_from_the_command_line(table, tmp_path, capsys)
         assert main(words) == 0
     entries = json.loads((run / "evaluation.json").read_text())["evaluations"]
     assert [entry["features"] for entry in entries] == [
-        ["output of cpc_audio"], ["output of cpc_audio"], ["log-mel features"]]  # fmt: skip
+        ["output of cpc_audio, 128 values"], ["output of cpc_audio, 128 values"],
+        ["log-mel features, 80 values"]]  # fmt: skip
     assert len({entry["backbone"]["weights"] for entry in entries}) == 3
     assert entries[0]["options"]["label_column"] == "speaker"
     capsys.readouterr()

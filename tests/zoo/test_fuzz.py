@@ -115,12 +115,12 @@ def parquet(tmp_path_factory):
 
 
 @settings(QUICK, max_examples=300)
-@given(MUTATIONS)
-def test_mutated_parquet_files(tmp_path, parquet, mutations):
+@given(MUTATIONS, st.sampled_from([0, 1024]))
+def test_mutated_parquet_files(tmp_path, parquet, mutations, memory_limit_mib):
     file = tmp_path / "x.parquet"
     file.write_bytes(mutate(parquet, mutations))
     try:
-        data = open_data(file)
+        data = open_data(file, memory_limit_mib=memory_limit_mib)
         images = [data.load(index) for index in range(len(data))]
     except DataError:
         return

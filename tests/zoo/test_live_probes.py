@@ -112,7 +112,7 @@ def test_a_probe_that_can_not_be_is_told_before_training(tmp_path, capsys, words
 def test_between_probes_no_feature_is_computed(tmp_path, monkeypatch):
     """A step between probes costs what it costs without them: the same code runs."""
     epochs, features = [], Watch.features
-    monkeypatch.setattr(Watch, "features", lambda self, *a, **k: epochs.append(self.probed_epoch)
+    monkeypatch.setattr(Watch, "features", lambda self, *a, **k: epochs.append(self.epoch)
                         or features(self, *a, **k))  # fmt: skip
     rows = run(tmp_path, "--knn_every", "2")
     assert len(rows) > 8 and epochs == [2, 2, 2], (

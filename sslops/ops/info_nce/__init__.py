@@ -205,29 +205,16 @@ def _as_batches(query, positive_key, negative_keys, negative_mode):
     return query.reshape(B, N, D), positive_key.reshape(B, N, D), negative_keys
 
 
-def _takes_block(query, backend):
-    """Whether the symmetric loss over ranks computes each rank's block of logits once."""
-    if backend is not None:
-        return backend in across_ranks.BACKENDS
-    return not query.is_cuda or _backends.why_not("triton", query, query, None, 1.0) is not None
-
-
 def _across_ranks(backend, q, k, temperature, symmetric, group, exchange, uniform, options):
     """Row losses against the keys of all ranks."""
     route = distributed.route(k, group, exchange)
-    if isinstance(route, distributed.Ring) or (symmetric and _takes_block(q, backend)):
+    if symmetric or isinstance(route, distributed.Ring):  # a rank computes its block of logits once
         across_ranks.check_backend("info_nce", backend)
         options = across_ranks.Options(backend, symmetric=symmetric, **options)
         return across_ranks.in_batch_rows(q, k, temperature, route, options)
     options = dict(symmetric=False, exclude_offset=None, uniform=uniform, **options)
     keys, first = distributed.gather_rows(k, group, route.sizes)
-    rows = _backends(backend, q, keys, None, temperature, positive_offset=first, **options)
-    if not symmetric:
-        return rows
-    # Triton has no kernels for blocks: two fused passes, each over a block of its own.
-    queries, _ = distributed.gather_rows(q, group, route.sizes)
-    columns = _backends(backend, k, queries, None, temperature, positive_offset=first, **options)
-    return rows._replace(loss=(rows.loss + columns.loss) / 2)
+    return _backends(backend, q, keys, None, temperature, positive_offset=first, **options)
 
 
 def _check_tensors(query, positive_key, negative_keys, negative_mode):

@@ -19,7 +19,7 @@ from sslops.unit_rows import unit_rows
 
 __all__ = ["koleo"]
 
-_backends = registry.load("koleo", "triton", "chunked", "reference")
+_backends = registry.load("koleo", "cpu", "triton", "chunked", "reference")
 
 
 def koleo(features, *, reduction="mean", group=None, backend=None):
@@ -39,7 +39,7 @@ def koleo(features, *, reduction="mean", group=None, backend=None):
         group: None (neighbours within this process, as DINOv2's official code), or a
             torch.distributed process group whose other ranks' rows may be neighbours too;
             gradients flow through the gather.
-        backend: force "triton", "chunked" or "reference"; None takes the first that can run.
+        backend: force "cpu", "triton", "chunked" or "reference"; None takes the first that can run.
 
     Returns:
         The loss: float32 (float64 for float64 features). A single row has no neighbour: its loss

@@ -54,7 +54,8 @@ def check_backend(name, backend):
     """Blocks need a backend that has them."""
     if backend not in (None, *BACKENDS):
         raise RuntimeError(
-            f"{name}: backend {backend!r} cannot run here: a ring needs {' or '.join(BACKENDS)}"
+            f"{name}: backend {backend!r} cannot run here: a ring, and the symmetric loss over "
+            f"ranks, need {' or '.join(BACKENDS)}"
         )
 
 

@@ -16,7 +16,7 @@ from sslops import arguments, registry
 
 __all__ = ["sinkhorn_knopp"]
 
-_backends = registry.load("sinkhorn_knopp", "triton", "chunked", "reference")
+_backends = registry.load("sinkhorn_knopp", "cpu", "triton", "chunked", "reference")
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def sinkhorn_knopp(logits, temperature, iterations=3, *, group=None, backend=Non
         iterations: number of times that columns and then rows are scaled, 1 or more.
         group: None (this process only), or a torch.distributed process group: the rows of all
             ranks are one batch, and each rank gets its rows of what one process would return.
-        backend: force "triton", "chunked" or "reference"; None takes the first that can run.
+        backend: force "cpu", "triton", "chunked" or "reference"; None takes the first that can run.
 
     Returns:
         [B, K], float32 (float64 for float64 logits), without gradient: rows sum to 1, and the
