@@ -68,6 +68,7 @@ def script(name, *arguments, out):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_both_sides_train_and_are_judged(tmp_path):
     text = script("representations", "--method", "simclr", "--seeds", "1", out=tmp_path)
     assert "epoch 2/2: loss sslops" in text and "images/s" in text

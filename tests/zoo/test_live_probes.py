@@ -49,6 +49,7 @@ def test_the_last_probe_is_that_of_the_saved_backbone_on_the_chosen_layer(tmp_pa
     assert logged(rows, "linear_accuracy") == [(2, linear_probe(*sets).top1)]
 
 
+@pytest.mark.slow
 def test_several_layers_are_probed_side_by_side(tmp_path):
     words = ["--linear_every", "2", "--knn_every", "2", "--epochs", "2"]
     several = run(tmp_path / "several", *words, "--probe_layer", "blocks.0,blocks.3")[-1]
