@@ -49,6 +49,7 @@ OWN = {
     "cpc_audio": wave_encoder(128, 128),
     "cpc_audio_large": wave_encoder(512, 256),
     "cpc_patches": PatchGridEncoder,
+    "cpc_patches_narrow": partial(PatchGridEncoder, width=128),  # a quarter of its work
     "dcgan_encoder": dcgan_encoder,
     "nin": nin,
     "resnet18_s": resnet18_s,

@@ -29,10 +29,11 @@ class ChannelNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x):
-        shape = (-1, *(1,) * (x.ndim - 2))
-        var, mean = torch.var_mean(x, 1, keepdim=True)
-        x = (x - mean) * torch.rsqrt(var + self.epsilon)
-        return x * self.weight.view(shape) + self.bias.view(shape)
+        # (x - mean)² / (v C / (C - 1) + ε), as layer norm with its v, the biased variance.
+        C = len(self.weight)
+        biased = (C - 1) / C
+        weight, epsilon = self.weight * biased**0.5, self.epsilon * biased
+        return F.layer_norm(x.movedim(1, -1), (C,), weight, self.bias, epsilon).movedim(-1, 1)
 
 
 class WaveEncoder(nn.Module):
