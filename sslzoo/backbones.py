@@ -181,6 +181,7 @@ def layer_features(model, x, names, *, tokens="class"):
         ValueError: an unknown name; the message holds the nearest ones.
     """
     if hasattr(model, "layer_features"):
+        check_layers(model, names)
         return model.layer_features(x, names)
     seen = outputs_of(model, x, names)
     prefix = getattr(model, "num_prefix_tokens", 0)

@@ -136,6 +136,23 @@ class PatchGridEncoder(nn.Module):
         """The mean of the latents over the grid, [B, C]."""
         return self.latents(x).mean((1, 2))
 
+    def layers(self):
+        """The modules whose grid a probe may read: that of the latents, and of the contexts."""
+        return ["convolutions", "above"]
+
+    def layer_features(self, x, names):
+        """{name: mean and standard deviation over the grid, side by side [B, 2 C]}."""
+        z = self.latents(x)
+        grids = {"convolutions": z}
+        if "above" in names:
+            grids["above"] = self.context(z)
+        return {name: mean_and_spread(grids[name].flatten(1, 2)) for name in names}
+
+
+def mean_and_spread(z):
+    """[B, P, C] -> [B, 2 C]: how much of each feature there is, and how it varies by place."""
+    return torch.cat([z.mean(1), z.std(1, correction=0)], 1)
+
 
 class RowsAbove(nn.Module):
     """A residual 3 x 3 convolution that sees its own row and the two above, never one below."""

@@ -215,6 +215,14 @@ def test_a_backbone_without_latents_is_refused():
         CPC(layer, Config())
 
 
+def test_the_narrow_encoder_of_patches_has_half_the_width():
+    narrow, whole = (
+        backbones.build(n, image_size=32) for n in ("cpc_patches_narrow", "cpc_patches")
+    )
+    assert (narrow.num_features, whole.num_features) == (128, 256)
+    assert narrow(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+
+
 def test_the_backbone_says_what_kind_of_data_is_learnt_from():
     assert kind_of(cpc, "cpc_audio") == "audio" and kind_of(cpc, "cpc_patches") == "images"
     sound, image = cpc.views(Config(), 32, "audio"), cpc.views(Config(), 32, "images")
@@ -227,6 +235,22 @@ def test_features_of_a_sound_are_the_mean_of_its_contexts():
     x = torch.randn(2, 1, 1600)
     torch.testing.assert_close(encoder(x), encoder.context(encoder.latents(x)).mean((1, 2)))
     assert encoder(x).shape == (2, encoder.num_features)
+
+
+def test_layers_of_patches_are_read_as_mean_and_deviation_over_the_grid():
+    encoder = patch_cpc().backbone.double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    z = encoder.latents(x)
+    grids = {"convolutions": z, "above": encoder.context(z)}
+    read = backbones.layer_features(encoder, x, backbones.layers(encoder))
+    assert list(read) == list(grids)
+    for name, grid in grids.items():
+        places = grid.reshape(2, 49, 16)
+        mean = places.sum(1) / 49
+        spread = ((places - mean[:, None]).square().sum(1) / 49).sqrt()
+        torch.testing.assert_close(read[name], torch.cat([mean, spread], 1))
+    with pytest.raises(ValueError, match="no layer 'convolution'"):
+        backbones.layer_features(encoder, x, ["convolution"])
 
 
 def accuracies_after(make_waves, steps=150, K=6):
