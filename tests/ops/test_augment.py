@@ -25,7 +25,7 @@ def shortened(args, backend):
     if not is_interpreted(backend):
         return args
     images, drawn, size = args
-    count = 3 if size <= 32 and images[0].numel() < 20000 else 2
+    count = 3 if size <= 32 and images[:1].numel() < 20000 else 2
     return images[:count], {name: value[:count] for name, value in drawn.items()}, size
 
 
