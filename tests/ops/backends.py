@@ -30,6 +30,11 @@ def slow_if(condition):
     return [pytest.mark.slow] if condition else []
 
 
+def slow_interpreted(names):
+    """Backends as parameters of a test that the interpreter takes too long for."""
+    return [pytest.param(name, marks=slow_if(is_interpreted(name))) for name in names]
+
+
 def by_dtype(runs, halves):
     """Parameters (*run, case, dtype) of runs (..., backend, case) in four dtypes.
 

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from backends import is_interpreted
+from backends import is_interpreted, slow_interpreted
 
 import sslops
 from sslops import registry
@@ -284,7 +284,9 @@ def test_its_cost_counts_every_byte_once():
     assert cases.case_of("2x10x20-4").bytes_moved() == 2 * 3 * (200 + 16 * 4)
 
 
-@pytest.mark.parametrize("backend", [b for b in ("cpu", "triton") if b in OP.backends])
+@pytest.mark.parametrize(
+    "backend", slow_interpreted(b for b in ("cpu", "triton") if b in OP.backends)
+)
 def test_operators_pass_opcheck(backend):
     args, options = Case("", 2, 9, 11, 7, options=EVERYTHING).inputs()
     table = sslops.ops.augment.parameters.table_of(args[1], args[0])
