@@ -219,6 +219,7 @@ def attempt(name, data):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_random_arguments_give_results_or_documented_errors(name):
     taken = []
