@@ -43,18 +43,22 @@ test-sanitizer: .venv/dev.stamp
 	done
 
 # A copy of the package with kernels that check every access; without nvcc, whose part has no such
-# build. Python itself leaks at exit, so leaks are not looked for.
+# build. Python itself leaks at exit, so leaks are not looked for. setuptools compiles C++ with
+# CXXFLAGS, older ones with CFLAGS: that the kernels have the checks is looked up.
 ASAN_TESTS ?= tests/ops/test_bad_input.py tests/ops/test_cpu_info_nce.py \
   tests/ops/test_cpu_nt_xent.py tests/ops/test_cpu_tiles.py tests/ops/test_key_queue.py \
   tests/ops/test_contrastive_edges.py tests/ops/test_gather_patches.py \
-  tests/ops/test_logit_blocks.py
+  tests/ops/test_logit_blocks.py tests/ops/test_cpu_dino.py tests/ops/test_koleo.py \
+  tests/ops/test_sinkhorn_knopp.py tests/ops/test_restore_tokens.py \
+  tests/ops/test_color_attention_agreement.py tests/ops/test_augment.py tests/ops/test_fuzz.py
 ASAN_FLAGS := -fsanitize=address -fno-omit-frame-pointer -g
 test-asan: .venv/dev.stamp
 	rm -rf build/asan && mkdir -p build/asan && cp -r sslops build/asan/
 	find build/asan -name '*.so' -delete
 	env -u CUDA_HOME -u CUDA_PATH PATH=/usr/bin:/bin CFLAGS="$(ASAN_FLAGS)" \
-	  LDFLAGS=-fsanitize=address $(abspath $(BIN))/python setup.py build_ext \
+	  CXXFLAGS="$(ASAN_FLAGS)" LDFLAGS=-fsanitize=address $(abspath $(BIN))/python setup.py build_ext \
 	  --build-lib build/asan --build-temp build/asan-objects
+	grep -q __asan_report build/asan/sslops/_C*.so
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) \
 	  $$(gcc -print-file-name=libstdc++.so)" $(BIN)/python -m pytest -p no:cacheprovider \
 	  -o pythonpath="build/asan tests/ops" -k "not memory" $(ASAN_TESTS)

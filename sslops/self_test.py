@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import sslops
+from sslops.ops.logit_blocks import block_gradients, block_statistics
 from sslops.registry import default_device
 
 # Largest error in float32, relative to the largest value or gradient; the tests allow less.
@@ -156,10 +157,34 @@ def koleo(draw):
     return lambda x, backend: sslops.koleo(x, backend=backend), [draw(20, 24)]
 
 
+def augment(draw):
+    spec = sslops.ViewSpec(size=12, blur=0.5)
+    images = (60 * draw(8, 3, 20, 16) + 128).clamp(0, 255).to(torch.uint8)
+    drawn = sslops.sample_parameters(spec, 0, 0, torch.arange(8), height=20, width=16)
+
+    def call(like, backend):  # an empty tensor says on what device and of what dtype
+        return sslops.augment(images.to(like.device), drawn, spec.size, blur_kernel=5,
+                              dtype=like.dtype, backend=backend)  # fmt: skip
+
+    return call, [draw(0)]
+
+
+def logit_blocks(draw):
+    def call(q, k, backend):
+        q, k, T = q.detach(), k.detach(), q.new_tensor(0.2)
+        options = dict(normalize=True, positive_at=torch.arange(9, device=q.device))
+        found = block_statistics(backend, q, k, T, columns=True, **options)
+        sums = [torch.cat([x, torch.ones_like(x[..., :1])], -1) for x in found[:2]]
+        gradients = block_gradients(backend, q, k, T, *sums, **options)
+        return torch.cat([x.flatten() for x in (*found[:3], *gradients)])
+
+    return call, [draw(1, 9, 24), draw(1, 13, 24)]
+
+
 CALLS = {
     function.__name__: function
     for function in (
         info_nce, nt_xent, masking, gather_patches, key_queue, color_attention,
-        color_attention_loss, dino_loss, sinkhorn_knopp, koleo,
+        color_attention_loss, dino_loss, sinkhorn_knopp, koleo, augment, logit_blocks,
     )
 }  # fmt: skip

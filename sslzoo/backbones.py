@@ -17,6 +17,7 @@ from timm.layers import global_pool_nlc
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from sslzoo import last_blocks
 from sslzoo.grid_encoders import PatchGridEncoder
 from sslzoo.networks import (
     ConvNet,
@@ -170,7 +171,7 @@ def layer_features(model, x, names, *, tokens="class"):
     Args:
         model: an encoder. Where it has a method `layer_features` of its own, that is called.
         x: images [B, C, S, S].
-        names: of submodules.
+        names: of submodules, or such as "last4"; see `sslzoo.last_blocks`.
         tokens: what stands for a layer of tokens: "class" (the mean where there is no class token)
             or "mean", that of the patches.
 
@@ -183,9 +184,12 @@ def layer_features(model, x, names, *, tokens="class"):
     if hasattr(model, "layer_features"):
         check_layers(model, names)
         return model.layer_features(x, names)
-    seen = outputs_of(model, x, names)
+    blocks = {name: last_blocks.blocks_of(model, name) for name in names}
+    seen = outputs_of(model, x, {part for name in names for part in blocks[name] or [name]})
     prefix = getattr(model, "num_prefix_tokens", 0)
-    return {name: pool(channels_first(model, seen[name]), prefix, tokens) for name in names}
+    return {name: last_blocks.join(model, name, [seen[part] for part in blocks[name]])
+            if blocks[name] else pool(channels_first(model, seen[name]), prefix, tokens)
+            for name in names}  # fmt: skip
 
 
 def channels_first(model, activations):
@@ -196,7 +200,7 @@ def channels_first(model, activations):
 
 def outputs_of(model, x, names):
     """{name: what the submodule of that name returns} when the model sees x."""
-    check_layers(model, names)
+    check_modules(model, names)
     known = dict(model.named_modules())
     seen, handles = {}, []
 
@@ -213,6 +217,11 @@ def outputs_of(model, x, names):
 
 
 def check_layers(model, names):
+    """A ValueError for a name that `layer_features` does not know, in words."""
+    check_modules(model, [name for name in names if not last_blocks.blocks_of(model, name)])
+
+
+def check_modules(model, names):
     """A ValueError for a name that is no layer; the message holds the nearest ones."""
     known = own_layers(model) or list(dict(model.named_modules()))
     for name in names:

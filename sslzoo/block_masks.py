@@ -2,7 +2,6 @@
 
 import math
 import random
-from itertools import pairwise
 
 import torch
 
@@ -58,25 +57,37 @@ def _add_rectangle(mask, most, generator):
     return 0
 
 
-def stratified_masks(crops, height, width, *, share=0.5, ratios=(0.1, 0.5)):
+def stratified_masks(crops, height, width, *, seed, share=0.5, ratios=(0.1, 0.5), chosen=None):
     """Masks for a batch: some crops without, the others with ratios that cover a range evenly.
 
     int(crops x share) crops are masked; the i-th of these draws its ratio from the i-th of as many
-    equal parts of `ratios`. Which crop gets which mask is random, from torch's generator.
+    equal parts of `ratios`. Which crop gets which mask is random. All is a function of the seed, so
+    processes that share a batch draw the masks of their own crops alone.
+
+    Args:
+        crops: of the whole batch.
+        height, width: of a crop, in patches.
+        seed: int or str.
+        share: of the crops that are masked.
+        ratios: smallest and largest share of a masked crop's patches.
+        chosen: numbers of the crops whose masks are wanted; None is all.
 
     Returns:
-        Bool [crops, height x width], on the CPU.
+        Bool [len(chosen), height x width], on the CPU.
 
     Source:
         Oquab et al., DINOv2, 2024: the official code's collation.
     """
-    generator = random.Random(int(torch.randint(2**62, (1,))))
-    n = int(crops * share)
+    n, parts = int(crops * share), list(range(crops))
+    random.Random(seed).shuffle(parts)
     edges = torch.linspace(*ratios, n + 1).tolist()
-    masks = []
-    for low, high in pairwise(edges):
-        target = int(height * width * generator.uniform(low, high))
-        masks.append(block_mask(height, width, target, generator))
-    masks += [torch.zeros(height, width, dtype=torch.bool)] * (crops - n)
-    generator.shuffle(masks)
-    return torch.stack(masks).flatten(1)
+
+    def mask(part):
+        if part >= n:
+            return torch.zeros(height, width, dtype=torch.bool)
+        generator = random.Random(f"{seed}/{part}")
+        target = int(height * width * generator.uniform(edges[part], edges[part + 1]))
+        return block_mask(height, width, target, generator)
+
+    chosen = range(crops) if chosen is None else chosen
+    return torch.stack([mask(parts[crop]) for crop in chosen]).flatten(1)

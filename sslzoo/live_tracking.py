@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from sslzoo.evaluation.jhmdb import is_jhmdb
 from sslzoo.evaluation.subject import Common
 from sslzoo.evaluation.tracking import score_sequence
 from sslzoo.evaluation.tracking_data import keypoints, labelled_videos, true_masks
@@ -41,9 +42,8 @@ class LiveTracking:
         path = config.tracking_data or config.data
         _, self.videos = labelled_videos(path)
         self.truth = true_masks(path, self.videos)
-        self.joints = {}
-        if config.tracking_keypoints:
-            self.joints, _ = keypoints(config.tracking_keypoints, self.videos)
+        source = config.tracking_keypoints or (path if is_jhmdb(path) else "")
+        self.joints, _ = keypoints(source, self.videos)
 
     def scores(self, backbone):
         """{"tracking_J&F": ...} by the protocol "dino", as `sslzoo evaluate tracking` has them.
@@ -60,10 +60,11 @@ class LiveTracking:
                           method if embeds else None)  # fmt: skip
         scores, places = {}, []
         for name, video in self.videos.items():
-            joints = self.joints.get(name)
-            masks, tracked = follow(tracker, video, self.truth[name][0], joints)
-            scores[name] = score_sequence(masks.numpy(), self.truth[name].numpy())
+            joints, true = self.joints.get(name), self.truth.get(name)
+            masks, tracked = follow(tracker, video, None if true is None else true[0], joints)
+            if masks is not None:
+                scores[name] = score_sequence(masks.numpy(), true.numpy())
             places += [] if tracked is None else [(tracked, joints[1][1:])]
         method.train(was_training)
-        rows = mask_rows("", scores) + pck_rows("", places)
+        rows = (mask_rows("", scores) if scores else []) + pck_rows("", places)
         return {f"tracking_{row.metric}": row.value for row in rows if row.metric in LOGGED}

@@ -30,6 +30,7 @@ class Tracker:
         if subject.about["channels"] != 3 or subject.about.get("kind") == "audio":
             raise DataError(f"{subject.source} takes no RGB images, which videos are made of")
         self.device, self.short_side = subject.device, config.size
+        self.is_square = config.square
         self.patch = patch_size(subject.backbone)
         method = method or own_method(subject, layer)
         self.protocol = chosen_protocol(config, method)
@@ -37,7 +38,9 @@ class Tracker:
 
     def input_size(self, height, width):
         """(height, width) of a frame as the encoder sees it."""
-        size = propagation.frame_size(height, width, self.short_side)
+        size = (self.short_side,) * 2
+        if not self.is_square:
+            size = propagation.frame_size(height, width, self.short_side)
         return tuple(side // p * p for side, p in zip(size, self.patch, strict=True))
 
     @torch.no_grad()

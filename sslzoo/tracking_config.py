@@ -12,6 +12,8 @@ class TrackerConfig:
     """How labels are carried on; see docs/evaluation/tracking.md."""
     size: int = 480
     """Shorter side of the frames as the encoder sees them, in pixels."""
+    square: bool = False
+    """Stretch the frames to a square of this size, as is done for JHMDB with a size of 320."""
     temperature: float = 0.0
     """Temperature of the attention; no unit. 0 takes the protocol's."""
     last_frames: int = 0

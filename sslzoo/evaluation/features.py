@@ -59,10 +59,7 @@ def encode(backbone, views, layers, mean, std, *, device="cpu", tokens="class", 
         for view in views:
             x = normalise(view.to(device).float() / 255, mean, std)
             with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
-                if layers == [None]:
-                    found = {None: backbone(x)}
-                else:
-                    found = outputs(backbone, x, layers, tokens)
+                found = outputs(backbone, x, layers, tokens)
             for layer, value in found.items():
                 rows[layer].append(value.float().cpu())
     finally:
@@ -73,6 +70,8 @@ def encode(backbone, views, layers, mean, std, *, device="cpu", tokens="class", 
 
 def outputs(backbone, x, layers, tokens):
     """{layer: features} of one batch, the encoder's output (None) among them if asked."""
+    if layers == [None]:
+        return {None: backbone(x)}
     if None not in layers:
         return backbones.layer_features(backbone, x, layers, tokens=tokens)
     return {layer: backbones.features(backbone, x, layer) for layer in layers}

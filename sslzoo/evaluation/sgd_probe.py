@@ -40,31 +40,65 @@ def sgd_probe(
     Raises:
         DataError: labels are missing, or one class only.
     """
-    check_labels(train_labels, test_labels)
-    classes, y = torch.unique(train_labels, return_inverse=True)
-    fitted, held_out = hold_out(y.numpy(), seed)
-    x = variants(train_features, train_features[fitted]).to(device)  # [2, N, d]
-    settings = list(itertools.product((False, True), learning_rates, weight_decays))
-    y, fitted, held_out = y.to(device), torch.as_tensor(fitted), torch.as_tensor(held_out)
+    sets = train_features, train_labels, test_features, test_labels
+    probe = Probe(*sets, learning_rates, weight_decays, batch_size, seed, device)
+    steps = epochs * -(-len(probe.fitted) // batch_size)
     order = np.random.default_rng(seed)
-    heads = Heads(settings, x.shape[-1], len(classes), batch_size, device)
-    steps = epochs * -(-len(fitted) // batch_size)
-    for step, rows in enumerate(shuffled(fitted, epochs, batch_size, order)):
-        rows = rows.to(device)
-        heads.learn(x[:, rows], y[rows], 0.5 * (1 + np.cos(np.pi * step / steps)))
+    for step, rows in enumerate(shuffled(probe.fitted, epochs, batch_size, order)):
+        probe.learn(train_features[rows], train_labels[rows], step / steps)
+    return probe.result()
 
-    held = (heads(x[:, held_out.to(device)]).argmax(-1) == y[held_out.to(device)]).float().mean(1)
-    best = held.argmax().item()
-    x_test = variants(test_features, train_features[fitted]).to(device)
-    ranked = heads(x_test)[best].topk(min(5, len(classes))).indices.cpu()
-    hit = classes[ranked] == test_labels[:, None]
-    names = ("standardised", "learning_rate", "weight_decay")
-    return ProbeResult(
-        hit[:, 0].float().mean().item(),
-        hit.any(1).float().mean().item(),
-        held[best].item(),
-        dict(zip(names, settings[best], strict=True)),
-    )
+
+class Probe:
+    """All heads of a grid of settings: `learn` batch by batch, then `result`.
+
+    Args:
+        train_features, train_labels, test_features, test_labels: as of `sgd_probe`; a tenth of the
+            training samples is held out to choose the settings on.
+
+    Attributes:
+        fitted: rows of the training samples to learn from, int64 on the CPU.
+    """
+
+    def __init__(self, train_features, train_labels, test_features, test_labels, learning_rates,
+                 weight_decays, batch_size, seed, device):  # fmt: skip
+        check_labels(train_labels, test_labels)
+        self.classes = train_labels.unique()
+        self.sets, self.device = (train_features, train_labels, test_features, test_labels), device
+        parts = hold_out(self.class_of(train_labels).numpy(), seed)
+        self.fitted, self.held_out = map(torch.as_tensor, parts)
+        fitted = train_features[self.fitted].float().to(device)
+        self.std, self.mean = torch.std_mean(fitted, 0, correction=0)
+        self.settings = list(itertools.product((False, True), learning_rates, weight_decays))
+        width = train_features.shape[1]
+        self.heads = Heads(self.settings, width, len(self.classes), batch_size, device)
+
+    def class_of(self, labels):
+        """Numbers 0, 1, ... of labels that are among those of the training samples."""
+        return torch.searchsorted(self.classes, labels)
+
+    def variants(self, features):
+        """Features as they are and standardised by the fitted ones: float32 [2, B, d]."""
+        x = features.float().to(self.device)
+        return torch.stack([x, (x - self.mean) / (self.std.square() + 1e-6).sqrt()])
+
+    def learn(self, features, labels, done):
+        """One step; `done` is the share of steps before it, for the cosine schedule."""
+        y = self.class_of(labels.cpu()).to(self.device)
+        self.heads.learn(self.variants(features), y, 0.5 * (1 + np.cos(np.pi * done)))
+
+    def result(self):
+        """ProbeResult of the head that is best on the held-out samples."""
+        x, y, x_test, y_test = self.sets
+        found = self.heads(self.variants(x[self.held_out])).argmax(-1).cpu()
+        held = (found == self.class_of(y[self.held_out])).float().mean(1)
+        best = held.argmax().item()
+        scores = self.heads(self.variants(x_test))[best]
+        hit = self.classes[scores.topk(min(5, len(self.classes))).indices.cpu()] == y_test[:, None]
+        names = ("standardised", "learning_rate", "weight_decay")
+        chosen = dict(zip(names, self.settings[best], strict=True))
+        top1, top5 = hit[:, 0].float().mean().item(), hit.any(1).float().mean().item()
+        return ProbeResult(top1, top5, held[best].item(), chosen)
 
 
 class Heads:
@@ -95,13 +129,6 @@ class Heads:
         for value, gradient, speed in zip(parameters, gradients, self.speed, strict=True):
             speed.mul_(MOMENTUM).add_(gradient)
             value.sub_(self.rate * schedule * (gradient + MOMENTUM * speed))
-
-
-def variants(features, fitted):
-    """Features as they are and standardised by the fitted ones: float32 [2, N, d]."""
-    features, fitted = features.float(), fitted.float()
-    std, mean = torch.std_mean(fitted, 0, correction=0)
-    return torch.stack([features, (features - mean) / (std.square() + 1e-6).sqrt()])
 
 
 def shuffled(rows, epochs, batch_size, generator):

@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from sslzoo import backbones
 from sslzoo.data import DataError
+from sslzoo.data.annotated import open_annotated
 from sslzoo.evaluation import cache
 from sslzoo.evaluation.features import encode, evaluation_views
 from sslzoo.evaluation.opening import fit_to, open_backbone, random_twin
@@ -34,7 +35,8 @@ class Common:
     out: str = ""
     """Folder of evaluation.json and the pictures; empty is the run folder, or runs/NAME."""
     layers: str = ""
-    """Layers to judge: names such as blocks.2,blocks.5, or all; empty is the encoder's output."""
+    """Layers to judge: names such as blocks.2,blocks.5, or all; last4 or last4+mean joins a
+    transformer's last blocks as DINO does; empty is the encoder's output."""
     tokens: Literal["class", "mean"] = "class"
     """What stands for a layer of tokens: the class token, or the mean of the patches."""
     label_column: str = ""
@@ -149,6 +151,10 @@ class Subject:
         """(features float32 [N, d], labels int64 [N] or None) of a split, by way of the cache."""
         data = self.data(split, spec)
         fingerprint = self._fingerprints[str(spec or self.spec), split]
+        return self.features_of(data, fingerprint, layer), data.labels
+
+    def features_of(self, data, fingerprint, layer=None):
+        """Features float32 [N, d] of data with this fingerprint, by way of the cache."""
         layers = self.layers if layer in self.layers else [layer]
         keys = {name: self._key(fingerprint, name) for name in layers}
         found = {name: self._load(key) for name, key in keys.items()}
@@ -157,7 +163,23 @@ class Subject:
             for name, key in keys.items() if self.common.cache else ():
                 cache.save(self.cache_folder, key, found[name])
         self.widths |= {name: value.shape[1] for name, value in found.items()}
-        return found[layer], data.labels
+        return found[layer]
+
+    def annotated(self, split, task, name=""):
+        """Images with boxes or masks, as many as max_train or max_test allow; see open_annotated.
+
+        Raises:
+            DataError: they cannot be read, or the backbone does not take three channels.
+        """
+        if self.about["channels"] != 3:
+            raise DataError(f"the images have 3 channels; this backbone takes "
+                            f"{self.about['channels']}")  # fmt: skip
+        data = open_annotated(self.spec, split, task, name)
+        most = getattr(self.common, f"max_{split}")
+        if most:
+            data.rows = data.rows[:: math.ceil(len(data) / most)]
+        self.used[data.name] = {"images": len(data), "fingerprint": data.fingerprint()}
+        return data
 
     def sets(self, layer=None):
         """Train features and labels, test features and labels: what the probes take."""

@@ -1,4 +1,4 @@
-"""Labelled videos, in Parquet files or a folder of DAVIS: masks of all frames, some keypoints."""
+"""Labelled videos, in Parquet files or a folder of DAVIS or JHMDB: masks of all frames, joints."""
 
 import hashlib
 import io
@@ -11,6 +11,7 @@ from PIL import Image
 
 from sslzoo.data import DataError
 from sslzoo.data.video import open_videos, read_sequences
+from sslzoo.evaluation import jhmdb
 from sslzoo.evaluation.davis import is_davis, mask_files, open_davis
 from sslzoo.masks import number_objects
 
@@ -19,15 +20,17 @@ def labelled_videos(path, chosen=(), list_name=""):
     """(VideoData, name -> Video) of the sequences that were asked for, all of them for ().
 
     Args:
-        path: a Parquet file, or a folder of DAVIS.
+        path: a Parquet file, or a folder of DAVIS or JHMDB.
         chosen: names of sequences.
-        list_name: of DAVIS, such as val; empty is val.
+        list_name: of DAVIS, such as val; empty is val. Of JHMDB the split; empty is split1.
 
     Raises:
         DataError: a sequence is not there.
     """
     if is_davis(path):
         return open_davis(path, list_name, chosen)
+    if jhmdb.is_jhmdb(path):
+        return jhmdb.open_jhmdb(path, list_name, chosen)
     data = open_videos(path, memory_limit_mib=0)
     videos = {Path(video.name).name: video for video in data.videos}
     for name in chosen:
@@ -37,7 +40,9 @@ def labelled_videos(path, chosen=(), list_name=""):
 
 
 def true_masks(path, videos):
-    """Sequence -> masks of its frames, uint8 [T, H, W]."""
+    """Sequence -> masks of its frames, uint8 [T, H, W]; {} of JHMDB, which has joints alone."""
+    if jhmdb.is_jhmdb(path):
+        return {}
     if is_davis(path):
         files = {name: mask_files(path, name, video) for name, video in videos.items()}
     else:
@@ -106,7 +111,15 @@ def fingerprint(data, masks, joints):
 
 
 def keypoints(path, videos):
-    """(sequence -> (frame numbers int [A], keypoints float32 [A, K, 3]), names of the joints)."""
+    """(sequence -> (frame numbers int [A], keypoints float32 [A, K, 3]), names of the joints).
+
+    Args:
+        path: a Parquet file, or a folder of JHMDB; empty for none.
+    """
+    if not path:
+        return {}, None
+    if jhmdb.is_jhmdb(path):
+        return jhmdb.joint_positions(path, videos), jhmdb.NAMES
     if not Path(path).is_file():
         raise DataError(f"no file {path} with keypoints")
     found = {}

@@ -16,16 +16,16 @@ def follow(tracker, video, mask, joints=None):
     Args:
         tracker: sslzoo.tracker.Tracker.
         video: sslzoo.data.video.Video.
-        mask: uint8 [H, W], of the first frame.
+        mask: uint8 [H, W], of the first frame, or None.
         joints: None, or (frame numbers [A], keypoints float32 [A, K, 3]) of some frames.
 
     Returns:
-        Masks uint8 [T, H, W] of all frames; places [A - 1, K, 2] of the joints in the frames after
-        the first that has them, or None.
+        Masks uint8 [T, H, W] of all frames, or None; places [A - 1, K, 2] of the joints in the
+        frames after the first that has them, or None.
     """
     features = tracker.features(video)
     features = features if joints is None else list(features)
-    masks = torch.stack(list(tracker.masks(features, mask)))
+    masks = None if mask is None else torch.stack(list(tracker.masks(features, mask)))
     if joints is None:
         return masks, None
     frames, places = joints

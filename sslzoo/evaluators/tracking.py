@@ -9,6 +9,7 @@ from sslzoo.data import DataError
 from sslzoo.data.video import read_sequences
 from sslzoo.data.video_file import write_video
 from sslzoo.evaluation.davis import is_davis
+from sslzoo.evaluation.jhmdb import is_jhmdb
 from sslzoo.evaluation.layers import prefix
 from sslzoo.evaluation.results import Result
 from sslzoo.evaluation.tracking import score_sequence
@@ -19,6 +20,7 @@ from sslzoo.tracker import Tracker
 from sslzoo.tracking_config import TrackerConfig
 
 VERSION = 1
+MOST_ROWS = 30  # of the sheet of joints
 
 
 @dataclass
@@ -26,9 +28,10 @@ class Config(TrackerConfig):
     """Options of the tracking of masks and keypoints."""
 
     keypoints: str = ""
-    """Parquet file with columns sequence, frame_index and keypoints; empty for none."""
+    """Parquet file with columns sequence, frame_index and keypoints; empty is JHMDB's own."""
     test_list: str = ""
-    """List of a folder of DAVIS, such as train; empty is val."""
+    """List of a folder of DAVIS, such as train; empty is val. Of JHMDB split2 or split3; empty is
+    split1."""
     sequences: tuple[str, ...] = ()
     """Only these sequences, such as [dog,cows]; empty for all."""
     masks: bool = False
@@ -40,15 +43,15 @@ class Config(TrackerConfig):
 
 
 def unsuitable(subject):
-    """Masks of videos are needed, and an encoder of RGB images."""
+    """Masks or joints of videos are needed, and an encoder of RGB images."""
     if subject.about["channels"] != 3 or subject.about.get("kind") == "audio":
         return "tracking needs an encoder of RGB images"
     try:
-        if is_davis(subject.spec):
+        if is_davis(subject.spec) or is_jhmdb(subject.spec):
             return None
         if not subject.spec.endswith(".parquet"):
             return ("tracking needs a Parquet file with sequences of frames and masks, or a folder "
-                    "of DAVIS")  # fmt: skip
+                    "of DAVIS or JHMDB")  # fmt: skip
         read_sequences(Path(subject.spec), ("mask",))
     except DataError as error:
         return str(error)
@@ -57,12 +60,14 @@ def unsuitable(subject):
 
 def evaluate(subject, config):
     """Rows of J, F, J&F and PCK of each layer, and of the first frame's labels copied."""
-    if not is_davis(subject.spec) and not str(subject.spec).endswith(".parquet"):
+    has_joints = is_jhmdb(subject.spec)
+    if not has_joints and not is_davis(subject.spec) and not str(subject.spec).endswith(".parquet"):
         raise DataError(f"{subject.spec} is neither a Parquet file with frames and masks nor a "
-                        "folder of DAVIS (JPEGImages/ and Annotations/)")  # fmt: skip
+                        "folder of DAVIS (JPEGImages/ and Annotations/) or of JHMDB "
+                        "(Rename_Images/ and joint_positions/)")  # fmt: skip
     data, videos = labelled_videos(subject.spec, config.sequences, config.test_list)
     truth = true_masks(subject.spec, videos)
-    joints, names = keypoints(config.keypoints, videos) if config.keypoints else ({}, None)
+    joints, names = keypoints(config.keypoints or subject.spec * has_joints, videos)
     subject.used[data.name] = dict(images=sum(map(len, videos.values())),
                                    fingerprint=fingerprint(data, truth, joints))  # fmt: skip
     rows, pictures, details = [], {}, {}
@@ -71,15 +76,19 @@ def evaluate(subject, config):
         sheets = Sheets(subject, layer, config)
         scores, places = {}, {}
         for name, video in videos.items():
-            masks, tracked = follow(tracker, video, truth[name][0], joints.get(name))
-            sheets.add_masks(name, video, masks, truth[name])
-            scores[name] = score_sequence(masks.numpy(), truth[name].numpy())
+            true = truth.get(name)
+            mask = None if true is None else true[0]
+            masks, tracked = follow(tracker, video, mask, joints.get(name))
+            if masks is not None:
+                sheets.add_masks(name, video, masks, true)
+                scores[name] = score_sequence(masks.numpy(), true.numpy())
             if tracked is not None:
                 frames, marks = joints[name]
                 places[name] = tracked, marks[1:]
-                sheets.joints += joint_tiles(video, frames[1:], tracked, marks[1:])
+                sheets.add_joints(video, frames[1:], tracked, marks[1:])
         found = list(places.values())
-        rows += mask_rows(prefix(layer), scores) + pck_rows(prefix(layer), found)
+        rows += mask_rows(prefix(layer), scores) if scores else []
+        rows += pck_rows(prefix(layer), found)
         details[tracker.description] = per_sequence(scores) | per_joint(found, names)
         pictures |= sheets.save()
     return Result(rows + copied_rows(truth, joints), pictures, details)
@@ -124,6 +133,11 @@ class Sheets:
             path = self.subject.picture(f"{self.stem}{name}.mp4")
             write_video(path, map(overlay, video, masks, truth), self.config.rate)
             self.files[f"{self.words}overlay of {name}"] = path
+
+    def add_joints(self, video, frames, tracked, truth):
+        """Draw a row of the sheet of joints; of very many videos the first ones."""
+        if len(self.joints) < MOST_ROWS * SHEET_COLUMNS:
+            self.joints += joint_tiles(video, frames, tracked, truth)
 
     def save(self):
         """Write the contact sheets; returns {name: path} of all pictures."""

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from sslzoo.data import DataError
-from sslzoo.data.annotated import IGNORED, layout_of, open_annotated
+from sslzoo.data.annotated import IGNORED, layout_of
 from sslzoo.evaluation.results import Result, Row
 from sslzoo.evaluation.transfer import (
     MapEncoder,
@@ -65,14 +65,11 @@ def evaluate(subject, config):
     reason = unsuitable(subject)
     if reason:
         raise DataError(reason)
-    if subject.about["channels"] != 3:
-        raise DataError(f"the images have 3 channels; this backbone takes "
-                        f"{subject.about['channels']}")  # fmt: skip
     needs_coco = config.task == "detection" or layout_of(subject.spec) == "coco"
     if needs_coco and importlib.util.find_spec("pycocotools") is None:
         raise DataError("this needs pycocotools: pip install 'sslops[detection]'")
-    train = annotated(subject, "train", config, config.train_list)
-    test = annotated(subject, "test", config, config.test_list)
+    train = subject.annotated("train", config.task, config.train_list)
+    test = subject.annotated("test", config.task, config.test_list)
     if config.task == "detection" and len(train.class_names) < 1:
         raise DataError(f"{train.name} holds no objects")
     starts = {"": subject.trainable}
@@ -84,16 +81,6 @@ def evaluate(subject, config):
         found, losses[name or "encoder"] = judge(subject, config, start(), train, test)
         rows += [Row(name + metric, value) for metric, value in found.items()]
     return Result(rows, details={"last_loss": losses, "tuned": config.tuned})
-
-
-def annotated(subject, split, config, name):
-    """A split of the data, as many images as --max_train or --max_test allow."""
-    data = open_annotated(subject.spec, split, config.task, name)
-    most = getattr(subject.common, f"max_{split}")
-    if most:
-        data.rows = data.rows[:: -(-len(data) // most)]
-    subject.used[data.name] = {"images": len(data), "fingerprint": data.fingerprint()}
-    return data
 
 
 def encoder_of(subject, config, encoder):

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import sslops
-from sslops.distributed import default_group
+from sslops.distributed import default_group, rank_and_size
 from sslzoo import schedules
 from sslzoo.block_masks import stratified_masks
+from sslzoo.draws import Draws
 from sslzoo.ema import frozen_copy, update_ema
 from sslzoo.heads import DINOHead
 from sslzoo.self_distillation import (
@@ -172,7 +173,7 @@ class DINOv2(nn.Module):
             raise ValueError("DINOv2 masks patches: it needs a ViT, such as vit_tiny_p4")
         K = config.prototypes or 2048
         config = replace(config, prototypes=K, patch_prototypes=config.patch_prototypes or K)
-        self.config = config
+        self.config, self.draws = config, Draws()
         d = backbone.num_features
         self.student = nn.ModuleDict({"backbone": backbone, **heads(d, config)})
         self.mask_token = nn.Parameter(torch.zeros(1, d))
@@ -202,7 +203,7 @@ class DINOv2(nn.Module):
         self.at(step)
         config, (global_0, global_1, *local) = self.config, views
         V, B, x = len(views), len(global_0), self.resized(torch.cat([global_0, global_1]))
-        masks = self.draw_masks(x)  # [2B, N]
+        masks = self.draw_masks(x, step)  # [2B, N]
         rows, columns = masks.nonzero().to(x.device).unbind(1)
         # 2B counts the crops without a mask as well.
         weights = (1 / (2 * B * masks.sum(1).clamp(min=1))).to(x.device)[rows]
@@ -225,7 +226,8 @@ class DINOv2(nn.Module):
         tau = dict(student_temperature=config.student_temperature)
         of_view = sslops.dino_loss(g_s, reduction="none", **P, **tau).sum(1) / (2 * (V - 1) * B)
         ibot = sslops.dino_loss(g_s_patch, weights=weights, reduction="sum", **P_patch, **tau)
-        koleo = 2 * sslops.koleo(h_s.view(2, B, -1))  # the sum over both crops
+        # The sum over both crops; neighbours are of the whole batch.
+        koleo = 2 * sslops.koleo(h_s.view(2, B, -1), group=default_group())
         loss = (config.dino_weight * of_view.sum() + config.ibot_weight * ibot
                 + config.koleo_weight * koleo)  # fmt: skip
         return {
@@ -256,12 +258,16 @@ class DINOv2(nn.Module):
         size = (self.low_resolution, self.low_resolution)
         return F.interpolate(x, size=size, mode="bicubic", antialias=True)
 
-    def draw_masks(self, x):
-        """Bool [2B, N] on the CPU."""
-        patch = self.backbone.patch_embed.patch_size
+    def draw_masks(self, x, step):
+        """Bool [2B, N] on the CPU: this process's part of the masks of the whole batch."""
+        patch, group = self.backbone.patch_embed.patch_size, default_group()
         h, w = x.shape[2] // patch[0], x.shape[3] // patch[1]
-        return stratified_masks(len(x), h, w, share=self.config.mask_share,
-                                ratios=self.config.mask_ratio)  # fmt: skip
+        rank, ranks = rank_and_size(group) if group else (0, 1)
+        # Crop-major, as one process has them: the second crops of all images after the first.
+        numbers = torch.arange(len(x) * ranks).view(2, ranks, -1)[:, rank].flatten().tolist()
+        return stratified_masks(len(x) * ranks, h, w, seed=f"{self.draws.seed}/{step}",
+                                share=self.config.mask_share, ratios=self.config.mask_ratio,
+                                chosen=numbers)  # fmt: skip
 
     def make_targets(self, g_t, g_t_patch):
         """What dino_loss takes as teacher: of images [2, B, K], and of masked patches [M, K]."""

@@ -20,14 +20,41 @@ def parameters(*op_names):
     return parameters
 
 
+def is_interpreted(backend):
+    """Triton on a CPU runs under its interpreter, hundreds of times slower than on a GPU."""
+    return backend == "triton" and not torch.cuda.is_available()
+
+
+def slow_if(condition):
+    """Marks of a parameter that only `make test-all` takes."""
+    return [pytest.mark.slow] if condition else []
+
+
+def slow_interpreted(names):
+    """Backends as parameters of a test that the interpreter takes too long for."""
+    return [pytest.param(name, marks=slow_if(is_interpreted(name))) for name in names]
+
+
+def by_dtype(runs, halves):
+    """Parameters (*run, case, dtype) of runs (..., backend, case) in four dtypes.
+
+    Under the interpreter only the cases named in `halves` take half precision; others are slow.
+    """
+    for *run, case in runs:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            is_half = dtype in (torch.float16, torch.bfloat16)
+            marks = slow_if(is_interpreted(run[-1]) and is_half and case.name not in halves)
+            about = [str(getattr(x, "name", x)) for x in (*run, case, str(dtype)[6:])]
+            yield pytest.param(*run, case, dtype, marks=marks, id="-".join(about))
+
+
 class Forced:
     """A public function with one backend forced; where that cannot run, the test is skipped."""
 
     def __init__(self, op_name, backend):
         self.op_name, self.backend = op_name, backend
         self.public = getattr(sslops, op_name)
-        # Triton on a CPU runs under its interpreter, hundreds of times slower.
-        self.is_interpreted = backend == "triton" and not torch.cuda.is_available()
+        self.is_interpreted = is_interpreted(backend)
 
     def __call__(self, *args, **options):
         try:

@@ -1,9 +1,7 @@
-"""One rank of test_key_queue_distributed.py: key_queue_ranks.py <rank> <ranks> <folder>.
+"""One rank of test_key_queue_distributed.py; importable by name, as spawn needs it.
 
 Every check compares with one process that sees the keys of all ranks in rank order.
 """
-
-import sys
 
 import torch
 import torch.distributed as dist
@@ -80,8 +78,3 @@ def main(rank, ranks, folder):
     check_ddp_leaves_the_shards_alone(rank, ranks, group)
     dist.barrier()
     dist.destroy_process_group()
-    print("held")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from backends import is_interpreted
 from color_agreement import assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,7 +258,7 @@ def test_same_bits_every_time_and_with_retain_graph(backend, name, device):
     out = attend(*tensors, backend=backend, **options)
     upstream = torch.randn_like(out)
     first = torch.autograd.grad(out, tensors, upstream, retain_graph=True)
-    for _ in range(3):
+    for _ in range(1 if is_interpreted(backend) else 3):
         again = torch.autograd.grad(out, tensors, upstream, retain_graph=True)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert torch.equal(out, attend(*tensors, backend=backend, **options))

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from backends import slow_interpreted
 from color_agreement import assert_agrees
 
 import sslops
@@ -29,7 +30,8 @@ def call(case, tensors, options, backend):
     return getattr(sslops, case.op)(*tensors, **options, backend=backend)
 
 
-@each_compiled
+# Without a GPU the compiled graphs below cover Triton's operators; the interpreted opcheck is slow.
+@pytest.mark.parametrize("backend", slow_interpreted(COMPILED))
 def test_opcheck(backend, device):
     needs(backend, device)
     B, Nt, Nr, D, C, k = 2, 6, 12, 8, 3, 4

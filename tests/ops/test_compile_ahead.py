@@ -10,20 +10,36 @@ import pytest
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).with_name("ahead_of_time.py")
-ROOT = SCRIPT.parents[2]
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024}  # the list of sm_80 serves every chip
 REGISTERS = 65536  # of a multiprocessor
 
 
-def compiled(extent, cache, script=SCRIPT):
-    """What ahead_of_time.py prints, from a process that does not interpret."""
+# Prints a line before each script; one process for all, as importing torch takes seconds.
+RUN = """
+import importlib, sys
+for script in sys.argv[2:]:
+    print(f'"{script}"', flush=True)
+    importlib.import_module(script).main(sys.argv[1])
+"""
+
+
+def compiled(extent, cache, *scripts):
+    """{script: what it prints} from a process that does not interpret."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
-    run = subprocess.run([sys.executable, str(script), extent], env=environment, cwd=ROOT,
+    path = os.pathsep.join([str(ROOT), str(FOLDER)])
+    environment |= {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(cache)}
+    run = subprocess.run([sys.executable, "-c", RUN, extent, *scripts], env=environment, cwd=ROOT,
                          capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    found = {}
+    for line in map(json.loads, run.stdout.splitlines()):
+        if isinstance(line, str):
+            kernels = found[line] = []
+        else:
+            kernels.append(line)
+    return found
 
 
 def assert_lean(kernels):
@@ -36,15 +52,34 @@ def assert_lean(kernels):
         assert kernel["wgmma"] or not is_half_product, about
 
 
-def test_kernels_do_not_spill_and_use_tensor_cores(tmp_path):
-    kernels = compiled("quick", tmp_path)
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    scripts = "ahead_of_time", "dino_ahead_of_time", "views_ahead_of_time"
+    return compiled("quick", tmp_path_factory.mktemp("cache"), *scripts)
+
+
+def test_contrastive_kernels_do_not_spill_and_use_tensor_cores(quick):
+    kernels = quick["ahead_of_time"]
     assert {k["chip"] for k in kernels} == {"sm_80", "sm_90"}
-    assert len(kernels) == 20
+    assert len(kernels) == 13
     assert_lean(kernels)
 
 
+def test_kernels_of_dino_loss_sinkhorn_knopp_and_koleo_do_not_spill(quick):
+    assert len(quick["dino_ahead_of_time"]) == 11
+    assert_lean(quick["dino_ahead_of_time"])
+
+
+def test_kernels_of_augment_do_not_spill(quick):
+    assert len(quick["views_ahead_of_time"]) == 4
+    assert_lean(quick["views_ahead_of_time"])
+
+
 @pytest.mark.slow
-def test_every_listed_tile_does_not_spill(tmp_path):
-    kernels = compiled("all", tmp_path)
-    assert len(kernels) > 300
+@pytest.mark.parametrize("script, least", [
+    ("ahead_of_time", 301), ("dino_ahead_of_time", 121), ("views_ahead_of_time", 2 * 3 * 8)
+])  # fmt: skip
+def test_every_listed_tile_dtype_and_chip_does_not_spill(tmp_path, script, least):
+    kernels = compiled("all", tmp_path, script)[script]
+    assert len(kernels) >= least
     assert_lean(kernels)

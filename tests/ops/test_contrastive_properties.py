@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # The interpreter of Triton is slow: fewer and smaller examples.
 FULL = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def settings_of(loss):

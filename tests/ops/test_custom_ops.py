@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from backends import is_interpreted, slow_if
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sslops
@@ -68,7 +69,9 @@ def own_copies(args, wants_gradient):
 def recorded_backends():
     op = registry.OPS["info_nce"]
     return [
-        pytest.param(b, marks=pytest.mark.skip(reason=op.missing[b])) if b in op.missing else b
+        pytest.param(b, marks=pytest.mark.skip(reason=op.missing[b]))
+        if b in op.missing
+        else pytest.param(b, marks=slow_if(is_interpreted(b)))
         for b in op.order
         if b != "reference"
     ]

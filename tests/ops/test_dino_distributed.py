@@ -1,9 +1,9 @@
 """dino_loss, sinkhorn_knopp, koleo and the centre over two processes against one in float64."""
 
 import dino_ranks
+import processes
 import pytest
 import torch
-import torch.multiprocessing
 
 import sslops
 from sslops import registry
@@ -15,7 +15,7 @@ KINDS = [*dino_ranks.KINDS]
 def found(tmp_path_factory):
     """What each rank computed."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(dino_ranks.main, (2, str(folder)), nprocs=2)
+    processes.start(2, dino_ranks.main, 2, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from backends import LAYOUTS
+from backends import LAYOUTS, by_dtype
 from float64_agreement import assert_dino_agrees, plain_dino
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,9 +29,11 @@ def needs(backend, student, teacher=None):
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("backend", FAST)
+RUNS = [(backend, case) for backend in FAST for case in cases.CASES]
+HALVES = ("every pair", "rows with weights", "rows of probabilities", "cold", "several chunks")
+
+
+@pytest.mark.parametrize("backend, case, dtype", by_dtype(RUNS, HALVES))
 def test_backend_agrees_with_the_specification(backend, case, dtype, device):
     student, teacher, options = case.inputs(device, dtype)
     needs(backend, student, teacher)

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from backends import slow_interpreted
 from float64_agreement import assert_dino_agrees
 
 import sslops
@@ -25,7 +26,7 @@ def needs(backend, device):
         pytest.skip(reason)
 
 
-@each_fast
+@pytest.mark.parametrize("backend", slow_interpreted(FAST))
 @each_case
 def test_opcheck(backend, case, device):
     needs(backend, device)

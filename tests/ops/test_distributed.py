@@ -1,10 +1,10 @@
 """Losses over several processes: value and parameter gradients, averaged over ranks as DDP does,
 are those of the one-process loss in float64 on the concatenated batch."""
 
+import processes
 import pytest
 import ranks
 import torch
-import torch.multiprocessing
 
 import sslops
 from sslops import registry
@@ -22,10 +22,10 @@ RUNS = [
 
 @pytest.fixture(scope="module", params=WORLDS, ids=lambda w: f"{w} processes")
 def found(request, tmp_path_factory):
-    """What each rank computed: one spawn per number of processes."""
+    """What each rank computed: one start per number of processes."""
     world = request.param
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(ranks.main, (world, str(folder)), nprocs=world)
+    processes.start(world, ranks.main, world, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 

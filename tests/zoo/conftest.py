@@ -45,6 +45,17 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_t_sne():
+    """A run ends with a t-SNE of its features, for longer than the runs of these tests train.
+
+    test_training.py draws the one that it looks at.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslzoo.watch.plot_embedding", lambda *args, **options: None)
+        yield
+
+
 @pytest.fixture
 def make_subject(tmp_path):
     """A function that makes a small Subject: convnet4 on a few handwritten digits."""

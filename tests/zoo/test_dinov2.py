@@ -69,11 +69,9 @@ def test_student_views_meet_the_teacher_views_of_the_other_crop():
 def test_terms_are_those_of_the_paper():
     """Mean over the 18 pairs of ten crops; iBOT over 2B; KoLeo over both crops, times 0.1."""
     model, views = spread(method(targets="centering")).eval(), crops(count=10)
-    torch.manual_seed(5)
     found = model(views, 0)
-    torch.manual_seed(5)
     x = torch.cat(views[:2])
-    masks = model.draw_masks(x)
+    masks = model.draw_masks(x, 0)
     B = 4
     tau = model.teacher_temperature
     teacher = vit_tokens(model.backbone, x)
@@ -123,8 +121,7 @@ def test_initial_losses_are_near_chance(targets):
 
 
 def test_mask_ratios_cover_their_range_in_every_batch():
-    torch.manual_seed(0)
-    masks = stratified_masks(64, 8, 8, share=0.5, ratios=(0.1, 0.5))
+    masks = stratified_masks(64, 8, 8, seed=0, share=0.5, ratios=(0.1, 0.5))
     shares = masks.float().mean(1).sort().values
     assert masks.shape == (64, 64) and (shares > 0).sum() == 32
     middles = 0.1 + 0.4 * (torch.arange(32) + 0.5) / 32
@@ -144,12 +141,17 @@ def test_block_masks_reach_their_targets():
     assert not block_mask(8, 8, 0, generator).any()
 
 
-def test_masks_follow_the_seed_of_the_step():
-    draws = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        draws.append(stratified_masks(8, 8, 8))
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+def test_masks_follow_the_seed_and_the_step():
+    model, x = method(mask_share=0.9), torch.randn(8, 3, 32, 32)
+    once, again, later = (model.draw_masks(x, step) for step in (3, 3, 4))
+    assert torch.equal(once, again) and not torch.equal(once, later)
+    model.draws.seed += 1
+    assert not torch.equal(once, model.draw_masks(x, 3))
+
+
+def test_masks_of_some_crops_are_those_of_the_batch():
+    whole = stratified_masks(12, 8, 8, seed=1, share=0.7)
+    assert torch.equal(whole[[7, 2]], stratified_masks(12, 8, 8, seed=1, share=0.7, chosen=[7, 2]))
 
 
 def test_mask_tokens_stand_in_before_positions_and_only_in_the_student():
@@ -296,9 +298,8 @@ def test_the_last_steps_are_at_high_resolution():
     model.plan(100, 10)
     views = [torch.randn(2, 3, 48, 48), torch.randn(2, 3, 48, 48), torch.randn(2, 3, 16, 16)]
     seen = []
-    model.draw_masks = lambda x: (
-        seen.append(x.shape[-1]) or stratified_masks(len(x), x.shape[2] // 4, x.shape[3] // 4)
-    )
+    draw_masks = model.draw_masks
+    model.draw_masks = lambda x, step: seen.append(x.shape[-1]) or draw_masks(x, step)
     for step in (0, 89, 90):
         assert model(views, step)["loss"].isfinite()
     assert seen == [32, 32, 48]

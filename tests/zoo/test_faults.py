@@ -134,8 +134,7 @@ def test_no_space_left_is_named_as_such():
         run_folder._save_synced({"x": torch.zeros(100_000)}, Path("/dev/full"))
 
 
-def test_a_run_folder_that_loses_its_permissions_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("sslzoo.watch.plot_embedding", lambda *args, **options: None)  # t-SNE
+def test_a_run_folder_that_loses_its_permissions_is_named(tmp_path):
     few = dict(batch_size=700, epochs=5)
     setup = prepare("digits", tmp_path / "run", **few)
     folder = setup.run.path
@@ -207,8 +206,7 @@ def test_a_loss_that_is_nan_names_step_inputs_and_checkpoint(images, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_one_corrupt_image_in_a_thousand_is_named_and_skipped(tmp_path, workers, monkeypatch):
-    monkeypatch.setattr("sslzoo.watch.plot_embedding", lambda *args, **options: None)  # t-SNE
+def test_one_corrupt_image_in_a_thousand_is_named_and_skipped(tmp_path, workers):
     (tmp_path / "data").mkdir()
     data = write_images(tmp_path / "data", 1000, corrupt=[501])
     few = dict(batch_size=500, epochs=1, workers=workers, log_every=1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import live_probes
 from sslzoo.cli import main
 from sslzoo.data import open_data
 from sslzoo.evaluate import load
@@ -119,3 +120,14 @@ def test_between_probes_no_feature_is_computed(tmp_path, monkeypatch):
     assert len(rows) > 8 and epochs == [2, 2, 2], (
         "train and test of the probe, and the last picture"
     )
+
+
+def test_the_tool_that_times_steps_between_probes_runs(capsys):
+    live_probes.main(["--tiny", "--blocks", "2", "--steps", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("without: ") and lines[3].startswith("with: ")
+
+
+def test_a_ratio_of_blocks_is_of_those_of_one_round():
+    seconds = {"without": [1.0, 10.0, 2.0], "with": [1.1, 9.0, 2.0]}  # ratios 1.1, 0.9, 1
+    assert live_probes.ratios(seconds, "with") == pytest.approx([0.9, 1.0, 1.1])

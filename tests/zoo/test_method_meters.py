@@ -147,7 +147,7 @@ def test_dinov2():
     model = dinov2.DINOv2(backbones.build("vit_tiny_p4", image_size=32, **sizes), config)
     seen = []
     draw_masks = model.draw_masks
-    model.draw_masks = lambda x: seen.append(draw_masks(x)) or seen[-1]
+    model.draw_masks = lambda x, step: seen.append(draw_masks(x, step)) or seen[-1]
     outputs = model([torch.randn(4, 3, n, n) for n in (32, 32, 16)], 0)
     assert float(outputs["masked_share"]) == pytest.approx(seen[0].double().mean().item())
     assert 0 < float(outputs["masked_share"]) < 0.25 + 1e-6  # half of the crops, 0.1 to 0.5 each
@@ -212,7 +212,7 @@ def test_targets_are_those_of_the_teacher_s_heads_whatever_the_student_s_are():
             p.add_(torch.randn_like(p))
     x, seen = torch.randn(8, 3, 16, 16), []
     draw_masks = model.draw_masks
-    model.draw_masks = lambda x: seen.append(draw_masks(x)) or seen[-1]
+    model.draw_masks = lambda x, step: seen.append(draw_masks(x, step)) or seen[-1]
     outputs = model([*x.chunk(2)], 0)
     tokens = vit_tokens(model.backbone, x)
     g = model.teacher_heads["dino_head"](tokens[:, 0])

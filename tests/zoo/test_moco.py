@@ -2,11 +2,13 @@
 
 import math
 
+import forks
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from two_processes import assert_both_say_equal
+from torch.nn.parallel import DistributedDataParallel
 
 import sslops
 from sslzoo.methods import moco
@@ -315,40 +317,30 @@ def test_options_out_of_range_are_refused(options):
         Config(**options)
 
 
-TWO_PROCESSES = """
-import torch, torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from sslzoo.methods.moco import Config, MoCo
+# Two processes
 
-def make():
-    torch.manual_seed(0)
-    backbone = nn.Linear(12, 8)
-    backbone.num_features = 8
-    config = Config(queue_size=16, key_momentum=0.5, temperature=0.2, bn_splits=1, head_features=4)
-    return MoCo(backbone, config)
 
-def run(model, share):
+def after_three_steps(share):
+    """The state of a method that took the share of three batches of six."""
+    model = method(key_momentum=0.5, head_features=4)
     wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     torch.manual_seed(1)
     for step in range(3):
-        views = torch.randn(2, 6, 12)
+        views = torch.randn(2, 6, 8)
         optimizer.zero_grad()
         wrapped(list(views[:, share]), step)["loss"].backward()
         optimizer.step()
         model.after_step(step + 1)
     return model.state_dict()
 
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-ours = run(make(), slice(3 * rank, 3 * rank + 3))
-dist.destroy_process_group()
-expected = run(make(), slice(0, 6))
-torch.testing.assert_close(ours, expected)
-print("equal")
-"""
+
+def assert_equal_to_one_process(rank):
+    dist.init_process_group("gloo")
+    ours = after_three_steps(slice(3 * rank, 3 * rank + 3))
+    dist.destroy_process_group()
+    torch.testing.assert_close(ours, after_three_steps(slice(0, 6)))
 
 
-def test_two_processes_have_weights_and_queue_of_one(tmp_path):
-    assert_both_say_equal(TWO_PROCESSES, tmp_path)
+def test_two_processes_have_weights_and_queue_of_one():
+    assert forks.run(2, assert_equal_to_one_process) == [0, 0]

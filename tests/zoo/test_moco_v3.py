@@ -2,11 +2,13 @@
 
 import math
 
+import forks
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from two_processes import assert_both_say_equal
+from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo import backbones, optimizers
 from sslzoo.methods import moco_v3
@@ -256,45 +258,40 @@ def test_options_out_of_range_are_refused(options):
         Config(**options)
 
 
-TWO_PROCESSES = """
-import torch, torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from sslzoo.methods.moco_v3 import Config, MoCoV3
+# Two processes
 
-def make():
+
+def without_batch_norm():
+    """A method whose heads do not see how the batch was split."""
     torch.manual_seed(0)
-    backbone = nn.Linear(12, 8)
-    backbone.num_features = 8
-    model = MoCoV3(backbone, Config(head_width=8, head_features=4)).double()
+    model = MoCoV3(Linear(12, 8), Config(head_width=8, head_features=4)).double()
     for head in (model.projector, model.predictor, model.key_encoder["projector"]):
-        head[1] = nn.Identity()  # batch norm would see half of the batch
+        head[1] = nn.Identity()
         if len(head) == 5:
             head[4] = nn.Identity()
     return model
 
-def gradients(module, model, views):
-    loss = module(list(views), 0)["loss"]
-    loss.backward()
-    return loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]
 
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-torch.manual_seed(1)
-views = torch.randn(2, 6, 12, dtype=torch.float64)
-model = make()
-share = views[:, 3 * rank : 3 * rank + 3]
-loss, ours = gradients(DistributedDataParallel(model), model, share)
-dist.all_reduce(loss)
-dist.destroy_process_group()
-model = make()
-single, expected = gradients(model, model, views)
-torch.testing.assert_close(loss / 2, single)
-torch.testing.assert_close(ours, expected)
-assert len(ours) == 6
-print("equal")
-"""
+def assert_equal_to_one_process(rank):
+    def gradients(module, model, views):
+        loss = module(list(views), 0)["loss"]
+        loss.backward()
+        return loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]
+
+    dist.init_process_group("gloo")
+    torch.manual_seed(1)
+    views = torch.randn(2, 6, 12, dtype=torch.float64)
+    model = without_batch_norm()
+    share = views[:, 3 * rank : 3 * rank + 3]
+    loss, ours = gradients(DistributedDataParallel(model), model, share)
+    dist.all_reduce(loss)
+    dist.destroy_process_group()
+    model = without_batch_norm()
+    single, expected = gradients(model, model, views)
+    torch.testing.assert_close(loss / 2, single)
+    torch.testing.assert_close(ours, expected)
+    assert len(ours) == 6
 
 
-def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
-    assert_both_say_equal(TWO_PROCESSES, tmp_path)
+def test_two_processes_have_the_loss_and_gradients_of_one():
+    assert forks.run(2, assert_equal_to_one_process) == [0, 0]

@@ -1,6 +1,7 @@
 """Several processes train the model that one trains, and find one another under SLURM."""
 
 import copy
+import functools
 
 import forks
 import numpy as np
@@ -27,10 +28,15 @@ METHODS = {
             dict(backbone="vit_micro_p4")),
     "dino": (dict(prototypes=64, head_hidden=32, head_bottleneck=16, drop_path=0.0, local_crops=2),
              dict(backbone="vit_micro_p4")),
+    "moco_v3": (dict(head_width=32, head_features=16), dict(backbone="vit_micro_p4")),
+    "dinov2": (dict(prototypes=64, head_hidden=32, head_bottleneck=16, patch_bottleneck=16,
+                    layer_scale=0.1, drop_path=0.0, local_crops=2),
+               dict(backbone="vit_micro_p4", image_size=16)),
 }  # fmt: skip
 OPTIONS = dict(image_size=8, epochs=5, batch_size=8, warmup_epochs=0, log_every=20,
                optimizer="sgd", base_lr=0.3, checkpoint_every=20, device="cpu")  # fmt: skip
 
+FOUR = ("simclr", "moco", "mae", "dino")
 TOLERANCE = 1e-7
 
 
@@ -74,38 +80,42 @@ def difference(one, other):
 
 @pytest.fixture(scope="module")
 def alone(images, tmp_path_factory):
-    """What one process learned, by method."""
+    """By a method's name what one process learned."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     folder = tmp_path_factory.mktemp("alone")
-    found = {}
-    for name in METHODS:
+
+    @functools.cache
+    def learn(name):
         setup = prepare(name, images, folder / name)
         before = copy.deepcopy(setup.method.state_dict())
         train(setup)
-        found[name] = learned(setup.run.path)
-        assert difference(before, found[name]) > 100 * TOLERANCE
-    return found
+        found = learned(setup.run.path)
+        assert difference(before, found) > 100 * TOLERANCE
+        return found
+
+    return learn
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def trials(quick):
+    """Each method in two and four processes; all but the quick ones are slow."""
+    return [pytest.param(name, world, marks=() if (name, world) in quick else pytest.mark.slow)
+            for name in METHODS for world in (2, 4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, world", trials([(name, 2) for name in FOUR]))
 def test_processes_train_to_the_weights_of_one(images, tmp_path, alone, name, world):
     assert forks.run(world, lambda rank: train(prepare(name, images, tmp_path))) == [0] * world
-    assert difference(alone[name], learned(tmp_path)) < TOLERANCE
+    assert difference(alone(name), learned(tmp_path)) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "name, world",
-    [("mae", 2), *(pytest.param(name, world, marks=pytest.mark.slow) for name in METHODS
-                   for world in (2, 4) if (name, world) != ("mae", 2))],
-)  # fmt: skip
+@pytest.mark.parametrize("name, world", trials([("mae", 2)]))
 def test_sharded_processes_train_to_the_weights_of_one(images, tmp_path, alone, name, world):
     def run(rank):
         train(prepare(name, images, tmp_path, shard=True))
 
     assert forks.run(world, run) == [0] * world
-    assert difference(alone[name], learned(tmp_path)) < TOLERANCE
+    assert difference(alone(name), learned(tmp_path)) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])

@@ -2,11 +2,13 @@
 
 import math
 
+import forks
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from two_processes import assert_both_say_equal
+from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo.methods import simclr
 from sslzoo.methods.simclr import Config, SimCLR
@@ -188,43 +190,39 @@ def test_options_out_of_range_are_refused(options):
         Config(**options)
 
 
-TWO_PROCESSES = """
-import torch, torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from sslzoo.methods.simclr import Config, SimCLR
-
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-torch.manual_seed(0)
-backbone = nn.Linear(12, 8)
-backbone.num_features = 8
-method = SimCLR(backbone, Config(head_bn=False, projector_features=4)).double()
-nn.init.normal_(method.projector[0].weight)
-nn.init.normal_(method.projector[2].weight)
-views = torch.randn(2, 6, 12, dtype=torch.float64)
+# Two processes
 
 
-def gradients(module, views):
-    method.zero_grad()
-    outputs = module(views, 0)
-    outputs["loss"].backward()
-    return outputs, [p.grad.clone() for p in method.parameters()]
+def two_views_and_a_method():
+    torch.manual_seed(0)
+    method = SimCLR(Features(12, linear=True), Config(head_bn=False, projector_features=4)).double()
+    nn.init.normal_(method.projector[0].weight)
+    nn.init.normal_(method.projector[2].weight)
+    return torch.randn(2, 6, 12, dtype=torch.float64), method
 
 
-outputs, ours = gradients(DistributedDataParallel(method), list(views[:, 3 * rank : 3 * rank + 3]))
-mean = outputs["loss"].detach().clone()
-dist.all_reduce(mean)
-meters = method.meters(outputs)
-dist.destroy_process_group()
-single, expected = gradients(method, list(views))
-torch.testing.assert_close(mean / 2, single["loss"].detach())
-torch.testing.assert_close(ours, expected)
-chance = meters["mutual_information_bound"] + outputs["loss"].detach()
-torch.testing.assert_close(chance.item(), torch.tensor(11.0).log().item())
-print("equal")
-"""
+def assert_equal_to_one_process(rank):
+    views, method = two_views_and_a_method()
+
+    def gradients(module, views):
+        method.zero_grad()
+        outputs = module(views, 0)
+        outputs["loss"].backward()
+        return outputs, [p.grad.clone() for p in method.parameters()]
+
+    dist.init_process_group("gloo")
+    share = list(views[:, 3 * rank : 3 * rank + 3])
+    outputs, ours = gradients(DistributedDataParallel(method), share)
+    mean = outputs["loss"].detach().clone()
+    dist.all_reduce(mean)
+    meters = method.meters(outputs)
+    dist.destroy_process_group()
+    single, expected = gradients(method, list(views))
+    torch.testing.assert_close(mean / 2, single["loss"].detach())
+    torch.testing.assert_close(ours, expected)
+    chance = meters["mutual_information_bound"] + outputs["loss"].detach()
+    torch.testing.assert_close(chance.item(), torch.tensor(11.0).log().item())
 
 
-def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
-    assert_both_say_equal(TWO_PROCESSES, tmp_path)
+def test_two_processes_have_the_loss_and_gradients_of_one():
+    assert forks.run(2, assert_equal_to_one_process) == [0, 0]

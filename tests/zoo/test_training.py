@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from sslzoo import registry, run_folder
-from sslzoo.evaluation import knn_accuracy
+from sslzoo.evaluation import knn_accuracy, plot_embedding
 from sslzoo.failures import Interrupted, TrainingError
 from sslzoo.methods.simclr import Config
 from sslzoo.run_folder import RunFolderError, free_path, load_backbone
@@ -93,8 +93,10 @@ def rows(folder):
 
 @pytest.fixture(scope="module")
 def whole(images, tmp_path_factory):
-    """A run that was never stopped."""
-    return run(images, tmp_path_factory.mktemp("runs") / "whole")
+    """A run that was never stopped, with the picture of its features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslzoo.watch.plot_embedding", plot_embedding)
+        return run(images, tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.mark.parametrize("stop_at", [STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2, 9])

@@ -188,6 +188,7 @@ def gather_tokens(x, ids_keep, *, num_prefix_tokens=0, backend=None):
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, dtype or device.
         IndexError: on the CPU, an id is out of range, or (in the gradient) named twice.
+            In float64 an id out of range is a RuntimeError, torch's.
 
     Example:
         >>> import torch, sslops
@@ -218,6 +219,7 @@ def gather_patches(images, ids_keep, patch_size, *, backend=None):
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, dtype or device.
         IndexError: on the CPU, an id is out of range, or (in the gradient) named twice.
+            In float64 an id out of range is a RuntimeError, torch's.
 
     Example:
         >>> import torch, sslops
@@ -256,6 +258,7 @@ def restore_tokens(
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, dtype or device.
         IndexError: on the CPU, an id is out of range, or (in the gradient) named twice.
+            In float64 an id out of range is a RuntimeError, torch's.
 
     Source:
         He et al., CVPR 2022, section 3 (MAE decoder).

@@ -73,7 +73,7 @@ def block_scores(uniform_BR4, side, n_remove):
     for r in reversed(range(R)):
         inside = in_rows_BRS[:, r, :, None] & in_columns_BRS[:, r, None, :]
         first_BSS.masked_fill_(inside, r)
-    return -first_BSS.reshape(B, -1)
+    return -first_BSS.flatten(1)
 
 
 def _aspects(i):
