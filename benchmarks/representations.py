@@ -282,6 +282,8 @@ def main():
     if options.tiny:
         settings = [replace(s, training=s.training | TINY) for s in settings]
     machine = measure.machine(device)
+    if device == "cpu":
+        torch.set_num_threads(1)
     for setting in settings:
         for seed in range(options.seeds):
             print(f"\n{setting.method}: {setting.model}, seed {seed}", flush=True)

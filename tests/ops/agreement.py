@@ -72,15 +72,16 @@ def allowed_errors(function, tensors, options):
         naive, settings = function, reference
     plain = run(naive, tensors, settings)
     errors = [largest(e - p) for e, p in zip(exact, plain, strict=True)]
-    if options.get("reduction") != "none":
-        # The errors of single rows cancel in their sum, more so with luck: take the rows' errors.
-        with torch.no_grad():
-            right = function(*doubles, **{**in_double, "reduction": "none"})
-            rows = naive(*tensors, **{**settings, "reduction": "none"})
-        of_rows = largest(right - rows.double())
-        errors[0] = max(
-            errors[0], of_rows * (rows.numel() if options.get("reduction") == "sum" else 1)
-        )
+    # The errors of single rows cancel in their sum, more so with luck: take the rows' errors.
+    has_temperature = len(exact) > 1 + len(tensors)
+    right = by_row(function, doubles, in_double, has_temperature)
+    rows = by_row(naive, tensors, settings, has_temperature)
+    of_rows = [largest(r - n) for r, n in zip(right, rows, strict=True)]
+    N, reduction = rows[0].numel(), options.get("reduction", "mean")
+    if reduction != "none":
+        errors[0] = max(errors[0], of_rows[0] * (N if reduction == "sum" else 1))
+    if has_temperature:
+        errors[-1] = max(errors[-1], of_rows[1] * (1 if reduction == "mean" else N))
     u = torch.finfo(exact_dtype(tensors[0].dtype)).eps / 2
     # In float64 both sides are rounded, the specification too.
     u *= 2 if tensors[0].dtype == torch.float64 else 1
@@ -90,6 +91,20 @@ def allowed_errors(function, tensors, options):
         (name, e, 2 * error + u * by + torch.finfo(dtype).eps / 2 * largest(e))
         for name, e, error, by, dtype in zip(names, exact, errors, moved, dtypes, strict=True)
     ]
+
+
+def by_row(function, tensors, options, has_temperature):
+    """The loss of each row, and its derivative by the temperature if that is a tensor."""
+    options = {**options, "reduction": "none"}
+    if has_temperature:
+        options["temperature"] = options["temperature"].detach().clone().requires_grad_()
+    losses = function(*(t.detach() for t in tensors), **options)
+    found = [losses.detach().double().cpu()]
+    if has_temperature:
+        each = [torch.autograd.grad(x, options["temperature"], retain_graph=True)[0]
+                for x in losses.flatten()]  # fmt: skip
+        found.append(torch.stack(each).double().cpu() if each else torch.zeros(0))
+    return found
 
 
 def exact_dtype(dtype):
