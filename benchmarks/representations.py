@@ -272,6 +272,7 @@ def main():
     parser.add_argument("data", type=Path, nargs="?", help="folder and start of two files' names")
     parser.add_argument("--method", help="default: all of them")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, default 3")
+    parser.add_argument("--first-seed", type=int, default=0, help="of these runs, default 0")
     parser.add_argument("--full", action="store_true", help="all images, ResNet-18 and ViT-Ti")
     parser.add_argument("--tiny", action="store_true", help="a few images, to try the script")
     options = parser.parse_args()
@@ -285,7 +286,7 @@ def main():
     if device == "cpu":
         torch.set_num_threads(1)
     for setting in settings:
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             print(f"\n{setting.method}: {setting.model}, seed {seed}", flush=True)
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)

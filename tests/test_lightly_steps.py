@@ -1,4 +1,4 @@
-"""The runs beside lightly compare the same algorithm: from the same weights the losses are equal."""
+"""The runs beside lightly compare one algorithm: from the same weights the losses are equal."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("lightly")
-from benchmarks import representations  # noqa: E402
+from benchmarks import representations
 
 TINY = dict(batch_size=16, epochs=2)
 
