@@ -40,8 +40,9 @@ def average_precision(right, scores):
     Example:
         >>> import numpy as np
         >>> right = np.array([True, False, True])
-        >>> average_precision(right, np.array([0.9, 0.8, 0.7]))  # precisions 1 and 2/3
-        AveragePrecision(area=0.8333333333333333, eleven=0.8484848484848485)
+        >>> found = average_precision(right, np.array([0.9, 0.8, 0.7]))  # precisions 1 and 2/3
+        >>> print(f"{found.area:.4f} {found.eleven:.4f}")
+        0.8333 0.8485
     """
     precision, recall, _ = precision_recall_curve(right, scores)
     # Recalls fall; the last pair is scikit-learn's own, of no ranking.

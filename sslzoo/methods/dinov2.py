@@ -211,9 +211,8 @@ class DINOv2(nn.Module):
         # Teacher: whole crops.
         with torch.no_grad():
             features, patches = self.split(vit_tokens(self.backbone, x))
-            g_t = self.teacher_heads["dino_head"](features)
             g_t_patch = self.head(self.teacher_heads)(patches[rows, columns])
-            P, P_patch = self.make_targets(g_t, g_t_patch)
+            P, P_patch = self.make_targets(self.teacher_heads["dino_head"](features), g_t_patch)
 
         # Student: masked global crops, local ones as they are.
         network = self.student["backbone"]

@@ -73,7 +73,8 @@ def allowed_errors(function, tensors, options):
     plain = run(naive, tensors, settings)
     errors = [largest(e - p) for e, p in zip(exact, plain, strict=True)]
     # The errors of single rows cancel in their sum, more so with luck: take the rows' errors.
-    has_temperature = len(exact) > 1 + len(tensors)
+    # By the temperature only of few rows: each takes a pass of its own, and many leave luck little.
+    has_temperature = len(exact) > 1 + len(tensors) and tensors[0].shape[:-1].numel() <= 70
     right = by_row(function, doubles, in_double, has_temperature)
     rows = by_row(naive, tensors, settings, has_temperature)
     of_rows = [largest(r - n) for r, n in zip(right, rows, strict=True)]
