@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 
 from benchmarks import measure  # noqa: E402
+from benchmarks.representations import prepared_trainer  # noqa: E402
 
 NEVER_AGAIN = 10**6  # epochs
 PROBES = {"knn_every": NEVER_AGAIN, "linear_every": NEVER_AGAIN}
@@ -34,16 +35,11 @@ class Run:
     """A training that goes on for some steps at a time."""
 
     def __init__(self, method, folder, options):
-        from sslzoo import registry
-        from sslzoo.training import Trainer, set_up
         from sslzoo.training_config import TrainingConfig
 
         config = TrainingConfig(data="digits", out=str(folder), epochs=NEVER_AGAIN, **options)
-        self.trainer = Trainer(set_up(method, registry.method(method).Config(), config))
-        self.trainer.setup.run.prepare(self.trainer.setup.options, False)
-        self.trainer.model.train()
+        self.trainer = prepared_trainer(method, {}, config)
         self.batches = self.trainer.batches()
-        self.trainer.meters.start()
 
     def probe(self):
         """The probes that are due; {} where there are none."""

@@ -75,25 +75,31 @@ FULL = [
 TINY = dict(batch_size=16, epochs=2, precision="fp32")
 
 
+def prepared_trainer(method, options, config):
+    """The Trainer of `sslzoo pretrain` before its first step, its run folder made."""
+    from sslzoo import registry, training
+
+    setup = training.set_up(method, registry.method(method).Config(**options), config)
+    setup.run.prepare(setup.options, resume=False)
+    trainer = training.Trainer(setup)
+    trainer.model.train()
+    trainer.meters.start()
+    return trainer
+
+
 class Ours:
     """The training loop of `sslzoo pretrain`, an epoch at a time."""
 
     name = "sslops"
 
     def __init__(self, setting, data, seed, device, folder):
-        from sslzoo import registry, training
         from sslzoo.training_config import TrainingConfig
 
-        module = registry.method(setting.method)
         config = TrainingConfig(data=str(data), out=str(folder / "run"), seed=seed,
                                 device="auto" if device == "cuda" else "cpu",
                                 **setting.training)  # fmt: skip
-        self.setup = training.set_up(setting.method, module.Config(**setting.config), config)
-        self.setup.run.prepare(self.setup.options, resume=False)
-        self.trainer = training.Trainer(self.setup)
-        self.trainer.model.train()
-        self.batches = self.trainer.batches()
-        self.trainer.meters.start()
+        self.trainer = prepared_trainer(setting.method, setting.config, config)
+        self.setup, self.batches = self.trainer.setup, self.trainer.batches()
 
     @property
     def encoder(self):

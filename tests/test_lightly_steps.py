@@ -1,4 +1,4 @@
-"""The runs beside lightly compare one algorithm: from the same weights the losses are equal."""
+"""MoCo beside lightly is one algorithm: from the same weights the losses are equal."""
 
 import itertools
 

@@ -92,15 +92,6 @@ static int64_t skip_small(const float* s, int64_t j, int64_t n, float bound) {
   return j;
 }
 
-static float dot(const float* a, const float* b, int64_t n) {
-  vec sums = vec{};
-  int64_t d = 0;
-  for (; d + kLanes <= n; d += kLanes) sums += load(a + d) * load(b + d);
-  float sum = sum_of(sums);
-  for (; d < n; ++d) sum += a[d] * b[d];
-  return sum;
-}
-
 static void add_scaled(float* to, float scale, const float* from, int64_t n) {
   int64_t d = 0;
   for (; d + kLanes <= n; d += kLanes) store(to + d, load(to + d) + all(scale) * load(from + d));

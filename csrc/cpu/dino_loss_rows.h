@@ -12,28 +12,12 @@ static float scaled_max(const float* x, const float* center, int64_t n, float sc
     store(y + j, v);
     tops = v > tops ? v : tops;
   }
-  float lane[kLanes];
-  store(lane, tops);
-  float top = lane[0];
-  for (int64_t v = 1; v < kLanes; ++v) top = lane[v] > top ? lane[v] : top;
+  float top = largest_of(tops);
   for (; j < n; ++j) {
     y[j] = (x[j] - (center ? center[j] : 0.0f)) * scale;
     top = y[j] > top ? y[j] : top;
   }
   return top;
-}
-
-static float exponentials(float* y, int64_t n, float top) {
-  vec sums = vec{};
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    const vec e = exp2_of(load(y + j) - all(top));
-    store(y + j, e);
-    sums += e;
-  }
-  float sum = sum_of(sums);
-  for (; j < n; ++j) sum += y[j] = first_of(exp2_of(all(y[j] - top)));
-  return sum;
 }
 
 static void compare(const float* y, const float* target, int64_t n, float top, float* sum,

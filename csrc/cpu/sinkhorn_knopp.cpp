@@ -29,8 +29,7 @@ struct SinkhornKernels {
   float (*exponentials)(float* y, int64_t n, float top);
   // y *= factor
   void (*multiply)(float* y, int64_t n, float factor);
-  // sum of y u
-  float (*weighted_sum)(const float* y, const float* u, int64_t n);
+  float (*dot)(const float* y, const float* u, int64_t n);
   // sum += factor y
   void (*add_scaled)(const float* y, int64_t n, float factor, float* sum);
   // y *= u factor
@@ -130,7 +129,7 @@ void sinkhorn_softmax(const float* logits, const float* shift, int64_t B, int64_
 
 static float row_scaling(const SinkhornKernels& kernels, const float* y, const float* u, int64_t K) {
   return static_cast<float>(1 / sum_in_pieces(K, [&](int64_t k, int64_t n) -> double {
-    return kernels.weighted_sum(y + k, u + k, n);
+    return kernels.dot(y + k, u + k, n);
   }));
 }
 

@@ -33,10 +33,7 @@ static float shifted_max(const float* x, const float* shift, int64_t n, float sc
     store(y + j, z);
     tops = z > tops ? z : tops;
   }
-  float lane[kLanes];
-  store(lane, tops);
-  float top = lane[0];
-  for (int64_t v = 1; v < kLanes; ++v) top = lane[v] > top ? lane[v] : top;
+  float top = largest_of(tops);
   for (; j < n; ++j) {
     y[j] = x[j] * scale - shift[j];
     top = y[j] > top ? y[j] : top;
@@ -44,30 +41,8 @@ static float shifted_max(const float* x, const float* shift, int64_t n, float sc
   return top;
 }
 
-static float exponentials(float* y, int64_t n, float top) {
-  vec sums = vec{};
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    const vec e = exp2_of(load(y + j) - all(top));
-    store(y + j, e);
-    sums += e;
-  }
-  float sum = sum_of(sums);
-  for (; j < n; ++j) sum += y[j] = first_of(exp2_of(all(y[j] - top)));
-  return sum;
-}
-
 static void multiply(float* y, int64_t n, float factor) {
   for (int64_t j = 0; j < n; ++j) y[j] *= factor;
-}
-
-static float weighted_sum(const float* y, const float* u, int64_t n) {
-  vec sums = vec{};
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) sums += load(y + j) * load(u + j);
-  float sum = sum_of(sums);
-  for (; j < n; ++j) sum += y[j] * u[j];
-  return sum;
 }
 
 static void add_scaled(const float* y, int64_t n, float factor, float* sum) {
@@ -79,8 +54,8 @@ static void multiply_both(float* y, const float* u, int64_t n, float factor) {
 }
 
 static const SinkhornKernels kSinkhornKernels = {
-    column_max, column_sum,   lower_shift, shifted_max,   exponentials,
-    multiply,   weighted_sum, add_scaled,  multiply_both,
+    column_max, column_sum, lower_shift, shifted_max,   exponentials,
+    multiply,   dot,        add_scaled,  multiply_both,
 };
 
 }  // namespace SSLOPS_SET

@@ -36,6 +36,14 @@ static inline float sum_of(vec x) {
   return sum;
 }
 
+static inline float largest_of(vec x) {
+  float lane[kLanes];
+  store(lane, x);
+  float top = lane[0];
+  for (int64_t v = 1; v < kLanes; ++v) top = lane[v] > top ? lane[v] : top;
+  return top;
+}
+
 static inline float first_of(vec x) {
   float lane[kLanes];
   store(lane, x);
@@ -64,6 +72,31 @@ static inline vec exp2_of(vec x) {
   memcpy(&y, &p_bits, sizeof y);
   const vec beyond = all(0.0f) > x ? all(0.0f) : x;  // 0 below the range, nan for nan
   return x > all(-127.0f) ? y : beyond;
+}
+
+// Passes over n numbers that several kernels take.
+
+static inline float dot(const float* a, const float* b, int64_t n) {
+  vec sums = vec{};
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) sums += load(a + j) * load(b + j);
+  float sum = sum_of(sums);
+  for (; j < n; ++j) sum += a[j] * b[j];
+  return sum;
+}
+
+// y = 2^(y - top); returns the sum.
+static inline float exponentials(float* y, int64_t n, float top) {
+  vec sums = vec{};
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    const vec e = exp2_of(load(y + j) - all(top));
+    store(y + j, e);
+    sums += e;
+  }
+  float sum = sum_of(sums);
+  for (; j < n; ++j) sum += y[j] = first_of(exp2_of(all(y[j] - top)));
+  return sum;
 }
 
 }  // namespace SSLOPS_SET

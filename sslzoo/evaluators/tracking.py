@@ -67,7 +67,7 @@ def evaluate(subject, config):
                         "(Rename_Images/ and joint_positions/)")  # fmt: skip
     data, videos = labelled_videos(subject.spec, config.sequences, config.test_list)
     truth = true_masks(subject.spec, videos)
-    joints, names = keypoints(config.keypoints or subject.spec * has_joints, videos)
+    joints, names = keypoints(config.keypoints or (subject.spec if has_joints else ""), videos)
     subject.used[data.name] = dict(images=sum(map(len, videos.values())),
                                    fingerprint=fingerprint(data, truth, joints))  # fmt: skip
     rows, pictures, details = [], {}, {}

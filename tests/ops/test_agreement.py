@@ -104,6 +104,20 @@ def test_agreement_catches(mistake, monkeypatch):
             assert_agrees(sslops.info_nce, views(), {"reduction": reduction}, "wrong")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_agreement_catches_a_wrong_gradient_of_the_temperature_in_half_precision(
+    dtype, reduction, monkeypatch
+):
+    options = {"reduction": reduction, "temperature": torch.tensor(0.5)}
+    with_a_mistake(monkeypatch, same, same)
+    assert_agrees(sslops.info_nce, views(dtype), options, "wrong")
+    too_large = lambda a: (*a[:3], scaled_gradient(a[3], 1.05))  # noqa: E731
+    with_a_mistake(monkeypatch, too_large, same)
+    with pytest.raises(AssertionError, match=r"gradient 2: error .* allowed"):
+        assert_agrees(sslops.info_nce, views(dtype), options, "wrong")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_agreement_catches_a_lost_key_in_every_dtype(dtype, monkeypatch):
     with_a_mistake(monkeypatch, same, same)

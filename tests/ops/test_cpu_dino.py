@@ -10,15 +10,6 @@ _C = pytest.importorskip("sslops._C", exc_type=ModuleNotFoundError)
 KOLEO = {name: run for name, (run, _) in registry.OPS["koleo"].backends.items()}
 
 
-@pytest.fixture(params=["avx512", "avx2", "vector4", "scalar"])
-def instruction_set(request):
-    before = _C.select_instruction_set("")
-    if _C.select_instruction_set(request.param) != request.param:
-        pytest.skip(f"{request.param} kernels do not run on this machine")
-    yield request.param
-    _C.select_instruction_set(before)
-
-
 @pytest.fixture(params=[1, 3])
 def threads(request):
     before = torch.get_num_threads()

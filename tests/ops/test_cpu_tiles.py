@@ -7,17 +7,6 @@ import sslops
 
 _C = pytest.importorskip("sslops._C", exc_type=ModuleNotFoundError)
 
-SETS = ["avx512", "avx2", "vector4", "scalar"]
-
-
-@pytest.fixture(params=SETS)
-def instruction_set(request):
-    before = _C.select_instruction_set("")
-    if _C.select_instruction_set(request.param) != request.param:
-        pytest.skip(f"{request.param} kernels do not run on this machine")
-    yield request.param
-    _C.select_instruction_set(before)
-
 
 def exp2(x):
     y = torch.empty_like(x)
