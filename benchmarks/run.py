@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -93,23 +94,28 @@ class Run:
                 for r in records if r["commit"] == self.machine["commit"]}  # fmt: skip
 
     def sweep(self, ops):
-        """Every op gets an equal share of the time; what it leaves over goes to the next."""
+        """The first entry of every op, then the second of every op, until the time is over."""
         end = time.monotonic() + (self.options.budget or SWEEP_BUDGET[self.device])
-        for i, op in enumerate(ops):
-            share = (end - time.monotonic()) / (len(ops) - i)
-            self.sweep_op(op, time.monotonic() + share)
+        rounds = [[e for e in entries if e] for entries in zip_longest(*map(self.entries, ops))]
+        later, missed = sum(map(len, rounds)), []
+        for entries in rounds:
+            later -= len(entries)
+            for i, (op, dtype, case) in enumerate(entries):
+                left = end - time.monotonic()
+                if left <= 0:
+                    missed.append(f"{op} {case.name} {dtype}")
+                    continue
+                # Half of the time goes to checks and first runs. An op alone shares it evenly.
+                waiting = len(entries) - i + later / len(ops)
+                self.case(op, case, dtype, seconds=left / (2 * waiting))
+        if missed:
+            print(f"\nout of time, not measured: {', '.join(missed)}", flush=True)
 
-    def sweep_op(self, op, end):
-        listed = sweeps.entries(op, self.device, self.options.tiny)
-        entries = [(dtype, case) for dtype, case in listed
-                   if (op, case.name, dtype, self.options.backend) not in self.done]  # fmt: skip
-        for i, (dtype, case) in enumerate(entries):
-            left = end - time.monotonic()
-            if left <= 0:
-                names = ", ".join(f"{c.name} {d}" for d, c in entries[i:])
-                print(f"\n{op}: out of time, not measured: {names}", flush=True)
-                return
-            self.case(op, case, dtype, seconds=left / (2 * (len(entries) - i)))
+    def entries(self, op):
+        """[(op, dtype name, Case)] of a sweep that are not measured yet."""
+        return [(op, dtype, case)
+                for dtype, case in sweeps.entries(op, self.device, self.options.tiny)
+                if (op, case.name, dtype, self.options.backend) not in self.done]  # fmt: skip
 
     def case(self, op, case, dtype_name, seconds=float("inf")):
         """Gate, measure, print and write one case."""

@@ -73,6 +73,13 @@ def test_a_sweep_ends_in_time_whatever_its_cases_take(monkeypatch, capsys):
     assert "out of time, not measured" in capsys.readouterr().out
 
 
+def test_a_slow_machine_still_measures_the_headline_of_every_op(monkeypatch):
+    """Ops that have many entries leave time to those that come later."""
+    seen, end = timed_sweep(monkeypatch, lambda op, case: 30)
+    first = [(op, sweeps.entries(op, "cpu")[0][1].name) for op in sweeps.SWEEPS]
+    assert seen == first and end < 300
+
+
 def test_records_of_a_sweep_tell_one_case_from_another():
     for op in sweeps.SWEEPS:
         for device in ("cpu", "cuda"):
