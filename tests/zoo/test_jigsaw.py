@@ -171,6 +171,7 @@ def test_128_images_are_learnt_by_heart():
     assert train(model, lambda step: x, 60, lr=0.01)["accuracy"].item() == 1.0
 
 
+@pytest.mark.slow
 def test_without_its_protections_the_task_is_easier():
     """Brightness that is continuous from tile to tile is a shortcut, which the recipe closes."""
     accuracies = {}
