@@ -163,6 +163,7 @@ def test_flat_gray_images_are_solved_by_chance_alone():
         assert (model.solve(tiles).argmax(1) == label).float().mean() == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_128_images_are_learnt_by_heart():
     x = smooth_images(128, 32, 0)
     model = method(permutations=10)
