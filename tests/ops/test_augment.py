@@ -227,7 +227,7 @@ def test_a_view_does_not_depend_on_its_batch(backend):
     assert backend == "chunked" or error.max() == 0
 
 
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_compiles_without_a_graph_break(backend):
     case = Case("", 3, 12, 14, 8, options=EVERYTHING)
     if backend == "reference":

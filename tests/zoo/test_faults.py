@@ -250,7 +250,7 @@ def test_a_data_loader_worker_that_is_killed_is_named(images, tmp_path):
 # Processes
 
 
-@pytest.mark.parametrize("world, dying", [(3, 1), (2, 0)])
+@pytest.mark.parametrize("world, dying", [pytest.param(3, 1, marks=pytest.mark.slow), (2, 0)])
 def test_the_others_name_the_process_that_died(images, tmp_path, capfd, world, dying):
     def run(rank):
         SimCLR.after_step = lambda self, step: os._exit(9) if (rank, step) == (dying, 6) else None
