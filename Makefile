@@ -1,5 +1,5 @@
 # make demo    SimCLR on handwritten digits, in 3 minutes
-# make test    the test suite;  make test-all: with the slow tests
+# make test    the test suite;  make test-all: with the slow tests;  where a GPU is, then:
 # make test-gpu    those for a GPU;  make test-sanitizer: the CUDA kernels under compute-sanitizer
 # make test-asan    the CPU kernels under the address sanitizer (gcc)
 # make bench   every op against its peers and its floor: measures, writes benchmarks/results/
@@ -13,9 +13,11 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 # A change in one of these means that what is installed is no longer this project.
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-# Test files run side by side, one thread each: nearly all of the time is Python's.
+# Tests run side by side, one thread each: nearly all of the time is Python's. They see no GPU, so
+# that they are the same everywhere, and can fork.
 WORKERS := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+TEST_GPU = if nvidia-smi -L 2>/dev/null | grep -q GPU; then $(MAKE) test-gpu; fi
 
 # Threads that wait sleep: measured 7 times as fast where other programs use the same cores.
 export OMP_WAIT_POLICY := passive
@@ -27,9 +29,11 @@ demo: .venv/zoo.stamp
 
 test: .venv/dev.stamp
 	$(PYTEST) -m "not slow"
+	$(TEST_GPU)
 
 test-all: .venv/dev.stamp
 	$(PYTEST)
+	$(TEST_GPU)
 
 test-gpu: .venv/dev.stamp
 	$(BIN)/python -m pytest -m gpu

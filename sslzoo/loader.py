@@ -5,6 +5,7 @@ number). Global batch b is the b-th slice of the order; a process takes its cont
 """
 
 import time
+import weakref
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -141,7 +142,8 @@ class MadeByWorkers:
     """
 
     def __init__(self, loader, workers, samples, finish=None):
-        self.loader, self.samples, self.finish = loader, samples, finish
+        self.loader = weakref.proxy(loader)  # no cycle: workers end with the last reference
+        self.samples, self.finish = samples, finish
         self.plan, self.batches = _Plan(), None
         if workers:
             self.batches = DataLoader(
@@ -154,6 +156,9 @@ class MadeByWorkers:
                 # Its own, or starting an epoch would draw from that which a resumed run needs.
                 generator=torch.Generator(),
             )
+            # Where a cycle holds this object, the garbage collector would clear the queues through
+            # which workers are told to end, and torch wait 5 s for each: it must not reach them.
+            weakref.finalize(self, lambda kept: None, self.batches)
 
     def __call__(self, epoch, first_step):
         self.plan.items = [(epoch, indices) for indices in self.loader.shares(epoch, first_step)]

@@ -6,6 +6,7 @@ Those of several processes stand in test_distributed.py, those of memory banks i
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import STATIC_IS_SLOW
 from plain import PLAIN
 
 
@@ -60,7 +61,7 @@ def assert_compiles(step, make_inputs, dynamic=None):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", STATIC_IS_SLOW)
 def test_torch_compile_changes_nothing(loss, dynamic):
     """Silently wrong under torch.compile (Liger #1338). Here with another size the second time."""
     numbers = iter((9, 9, 13))

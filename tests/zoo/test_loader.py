@@ -1,5 +1,8 @@
 """Batches do not depend on workers, processes or interruptions."""
 
+import gc
+import multiprocessing
+import time
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -108,6 +111,22 @@ def test_workers_serve_several_epochs_and_one_left_early(folder):
     loader = ViewLoader(open_data(folder), [COLOUR], batch_size=4, seed=3, workers=1)
     next(loader.epoch(0))
     assert_equal(list(loader.epoch(1)), collect(open_data(folder), [COLOUR], batch_size=4))
+
+
+@pytest.mark.parametrize("is_in_a_cycle", [False, True])
+def test_workers_end_with_their_loader(folder, is_in_a_cycle):
+    """At once: the garbage collector alone makes torch wait 5 s for each of them."""
+    loader = ViewLoader(open_data(folder), [COLOUR], batch_size=4, workers=2)
+    next(loader.epoch(0))
+    before = set(multiprocessing.active_children())
+    if is_in_a_cycle:
+        loader.itself = loader
+    start = time.perf_counter()
+    del loader
+    if is_in_a_cycle:
+        gc.collect()
+    assert time.perf_counter() - start < 4
+    assert len(before - set(multiprocessing.active_children())) >= 2
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -281,6 +281,7 @@ def small_heads(monkeypatch):
         monkeypatch.setattr(f"sslzoo.evaluation.transfer.{name}", value)
 
 
+@pytest.mark.slow
 def test_detection_learns_the_coloured_rectangles(judge, make_subject, voc, monkeypatch):
     small_heads(monkeypatch)
     subject = subject_of(make_subject, voc, "convnet4", layers="blocks.1")
