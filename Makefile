@@ -68,7 +68,7 @@ test-asan: .venv/dev.stamp
 	  --build-lib build/asan --build-temp build/asan-objects
 	grep -q __asan_report build/asan/sslops/_C*.so
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) \
-	  $$(gcc -print-file-name=libstdc++.so)" $(PYTEST) --dist worksteal --capture=sys \
+	  $$(gcc -print-file-name=libstdc++.so)" $(PYTEST) --capture=sys \
 	  -p no:cacheprovider -o pythonpath="build/asan tests/ops" -k $(ASAN_CASES) $(ASAN_TESTS)
 
 bench: .venv/bench.stamp
