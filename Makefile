@@ -50,7 +50,7 @@ test-sanitizer: .venv/dev.stamp
 # build. Python itself leaks at exit, so leaks are not looked for. setuptools compiles C++ with
 # CXXFLAGS, older ones with CFLAGS: that the kernels have the checks is looked up. Tests of other
 # backends check nothing here and are left out. The report of a bad access must not be captured,
-# or it ends with the process: it names the line, and pytest the test.
+# or it ends with the process: it names the line, and pytest the test. 6 minutes of one core.
 ASAN_TESTS ?= tests/ops/test_bad_input.py tests/ops/test_cpu_info_nce.py \
   tests/ops/test_cpu_nt_xent.py tests/ops/test_cpu_tiles.py tests/ops/test_key_queue.py \
   tests/ops/test_contrastive_edges.py tests/ops/test_gather_patches.py \
