@@ -190,9 +190,15 @@ def test_norms_averages_and_lars_see_whole_tensors():
 
 @pytest.mark.slow
 def test_bf16_is_that_of_whole_processes(images, tmp_path):
+    """By SGD: AdamW makes noise of the biases of the attention's keys, which have no gradient."""
+
     def one(shard):
         def inside(rank):
-            train(prepare(images, tmp_path / str(shard), precision="bf16", shard=shard))
+            train(
+                prepare(
+                    images, tmp_path / str(shard), optimizer="sgd", precision="bf16", shard=shard
+                )
+            )
 
         assert forks.run(2, inside) == [0, 0]
         return RunFolder(tmp_path / str(shard)).load_checkpoint()["method"]
