@@ -3,6 +3,8 @@
 Small inputs, values and gradients against the specification in float64: seconds, not a test suite.
 """
 
+import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +23,7 @@ class Result:
     """What became of one op."""
 
     op: str
-    error: float  # largest relative error of values and gradients; inf where the op raised
+    error: float  # largest relative error of values and gradients; inf for nan, or where it raised
     message: str = ""  # of the error that it raised
 
     @property
@@ -52,11 +54,17 @@ def run(name, make, device):
     call, tensors = make(lambda *shape: torch.randn(*shape, generator=generator))
     try:
         ours = outcome(lambda *x: call(*x, None), [t.to(device) for t in tensors])
-    except RuntimeError as error:  # a kernel that does not load or launch is what a user looks for
-        return Result(name, float("inf"), str(error).splitlines()[0])
+    except failures() as error:  # evaluated only once something was raised
+        return Result(name, float("inf"), (str(error) or type(error).__name__).splitlines()[0])
     exact = outcome(lambda *x: call(*x, "reference"), [t.double() for t in tensors])
     pairs = zip(ours, exact, strict=True)
     return Result(name, max(relative_error(own.cpu().double(), wanted) for own, wanted in pairs))
+
+
+def failures():
+    """What an op raises where its kernel cannot be built, loaded or launched."""
+    triton = sys.modules.get("triton.errors")
+    return (RuntimeError, OSError, ImportError, *([triton.TritonError] if triton else []))
 
 
 def outcome(call, tensors):
@@ -69,7 +77,8 @@ def outcome(call, tensors):
 
 
 def relative_error(own, wanted):
-    return ((own - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12)).item()
+    error = ((own - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12)).item()
+    return float("inf") if math.isnan(error) else error  # `max` would pass over a nan
 
 
 def info_nce(draw):

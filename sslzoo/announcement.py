@@ -25,6 +25,7 @@ def announcement(setup, peak_lr, total_steps, step):
         f"{LR_RULES[config.lr_rule].format(batch)} ({config.lr_rule} rule), "
         f"{config.warmup_epochs:g} epochs of warm-up, then {course(config)}; "
         f"{config.optimizer}, weight decay {config.weight_decay:g}",
+        *unfinished_warm_up(config),
         *setup.reasons,
         f"run folder {setup.run.path}" + f", from step {step}" * bool(step),
     ]
@@ -40,6 +41,15 @@ def subject(setup):
         f"{config.backbone} of {millions:.2f} M parameters; {setup.device} x "
         f"{setup.accelerator.num_processes}, {precision}"
     )
+
+
+def unfinished_warm_up(config):
+    """A line where the learning rate never gets to its peak, as in a short trial of a recipe."""
+    share = config.epochs / config.warmup_epochs if config.warmup_epochs else 2
+    if share > 1:
+        return []
+    return [f"the warm-up is not over at the end: the learning rate gets to {share:.0%} of that; "
+            "--warmup_epochs shortens it"]  # fmt: skip
 
 
 def course(config):

@@ -64,6 +64,7 @@ OWN = {
 }
 HALVES = {"convnet4": {"width": 16}, "alexnet_bn": {"width": 0.5}, "vgg_dilated": {"width": 0.5}}
 AUDIO = ("cpc_audio", "cpc_audio_large")
+LOADING = ("pretrained", "checkpoint", "cache_dir")  # how such options of timm begin
 
 
 def kind(name):
@@ -86,7 +87,8 @@ def build(name, *, image_size, channels=3, **options):
         `in_channels` are those it was built for.
 
     Raises:
-        ValueError: an unknown name; the message holds the nearest ones.
+        ValueError: an unknown name; the message holds the nearest ones. Or an option that loads
+            weights (`check_options`).
 
     Example:
         >>> import torch
@@ -95,6 +97,7 @@ def build(name, *, image_size, channels=3, **options):
         >>> model(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 512])
     """
+    check_options(options)
     if name in OWN:
         model = OWN[name](image_size, channels, **options)
     elif timm.is_model(name):
@@ -105,6 +108,17 @@ def build(name, *, image_size, channels=3, **options):
         raise ValueError(f"unknown backbone {name!r}; {hint}")
     model.image_size, model.in_channels = image_size, channels
     return model
+
+
+def check_options(options):
+    """A ValueError for options of timm that read weights from a file or fetch them.
+
+    Options are read from checkpoints and config.json files, which anybody may have written: they
+    describe a network, and must not name what else is to be read.
+    """
+    loading = [name for name in options if str(name).startswith(LOADING)]
+    if loading:
+        raise ValueError(f"{loading[0]} is no option of a network: it would load other weights")
 
 
 def build_timm(name, image_size, channels, options):

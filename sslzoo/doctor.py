@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from sslops import registry
 from sslops.self_test import self_test
-from sslzoo.run_folder import versions
+from sslzoo.versions import versions
 
 GIB = 2**30
 

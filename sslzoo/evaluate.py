@@ -8,7 +8,8 @@ from sslzoo.data import DataError
 from sslzoo.evaluation import cache
 from sslzoo.evaluation.results import percent
 from sslzoo.evaluation.subject import Common, Subject
-from sslzoo.run_folder import plain, replace_file, versions
+from sslzoo.run_folder import plain, replace_file
+from sslzoo.versions import versions
 
 __all__ = ["AllConfig", "Common", "Subject", "evaluate", "evaluate_all", "percent"]
 

@@ -17,12 +17,9 @@ import itertools
 import json
 import os
 import pickle
-import platform
 import struct
-import subprocess
 from contextlib import contextmanager
 from dataclasses import fields
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -32,17 +29,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
-import sslops
 from sslzoo import backbones, registry
-
-PACKAGES = ("torch", "torchvision", "triton", "timm", "accelerate", "numpy", "scikit-learn",
-            "torchmetrics")  # fmt: skip
+from sslzoo.versions import versions
 
 # What damaged files and other people's make their readers raise: a changed byte may turn a name
 # into another, a number into a text, a length into one that no memory holds.
 DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
           AttributeError, OverflowError, ArithmeticError, AssertionError, MemoryError, struct.error,
-          ImportError)  # fmt: skip
+          ImportError, csv.Error)  # fmt: skip
 
 
 class RunFolderError(ValueError):
@@ -139,7 +133,9 @@ class Metrics:
         if self.path.exists():
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
-                self._rewrite([row for row in reader if int(row["step"]) <= step], ())
+                with reading(self.path, "the metrics of a run"):
+                    rows = [row for row in reader if int(row["step"]) <= step]
+            self._rewrite(rows, ())
 
     def write(self, row):
         if set(row) <= set(self.columns):
@@ -203,16 +199,10 @@ def load_backbone(path):
         file = done if done.exists() else file / "checkpoint.pt"
     if not file.is_file():
         raise RunFolderError(f"{path} holds no backbone.safetensors and no checkpoint.pt")
-    try:
+    with reading(file, "a backbone of sslzoo"):
         weights, about = _weights_of(file)
         backbone = build_backbone(about)
         backbone.load_state_dict(weights)
-    except RunFolderError:
-        raise
-    except DAMAGE as error:
-        raise RunFolderError(
-            f"{file} does not hold a backbone of sslzoo ({_why(error)})"
-        ) from error
     return backbone.eval(), about
 
 
@@ -250,18 +240,20 @@ def load_method(path, *, trained=True):
     file = file / "checkpoint.pt" if file.is_dir() else file
     if file.suffix != ".pt" or not file.is_file():
         return None
-    state = _load_checkpoint(file)
-    if registry.is_method_file(state["about"]["method"]):
-        return None
-    module = registry.method(state["about"]["method"])
-    if not hasattr(registry.method_class(module), "embed_video"):
-        return None
-    options = state["options"]
-    torch.manual_seed(options["seed"])
-    backbone = build_backbone(state["about"])
-    method = registry.method_class(module)(backbone, method_config(module, options))
-    if trained:
-        method.load_state_dict(state["method"])
+    with reading(file, "a run of sslzoo"):
+        state = _load_checkpoint(file)
+        about, options = state["about"], state["options"]
+        if registry.is_method_file(about["method"]):
+            return None
+        module = registry.method(about["method"])
+        if not hasattr(registry.method_class(module), "embed_video"):
+            return None
+        torch.manual_seed(options["seed"])
+        method = registry.method_class(module)(
+            build_backbone(about), method_config(module, options)
+        )
+        if trained:
+            method.load_state_dict(state["method"])
     return method.eval()
 
 
@@ -274,13 +266,14 @@ def method_config(module, options):
 def load_untrained(path):
     """The encoder of a run folder as it was before training, and what it expects."""
     about = load_backbone(path)[1]
-    options = load_options(path)
-    torch.manual_seed(options["seed"])
-    backbone = build_backbone(about)
-    if registry.is_method_file(about["method"]):
-        return backbone.eval(), about
-    module = registry.method(about["method"])
-    method = registry.method_class(module)(backbone, method_config(module, options))
+    with reading(path, "a run of sslzoo"):
+        options = load_options(path)
+        torch.manual_seed(options["seed"])
+        backbone = build_backbone(about)
+        if registry.is_method_file(about["method"]):
+            return backbone.eval(), about
+        module = registry.method(about["method"])
+        method = registry.method_class(module)(backbone, method_config(module, options))
     return method.backbone.eval(), about
 
 
@@ -306,6 +299,17 @@ def _load_checkpoint(file):
 def _why(error):
     """The first line of an error, or its name."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def reading(file, what):
+    """Inside, what a damaged file or a stranger's makes its readers raise is a RunFolderError."""
+    try:
+        yield
+    except (RunFolderError, torch.OutOfMemoryError):
+        raise
+    except DAMAGE as error:
+        raise RunFolderError(f"{file} does not hold {what} ({_why(error)})") from error
 
 
 @contextmanager
@@ -360,35 +364,3 @@ def replace_file(path, write):
 def plain(options):
     """Options with tuples as lists, as YAML and JSON hold them."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
-
-
-def versions():
-    """Python, packages, platform, device and commit, by name."""
-    found = {"python": platform.python_version(), "sslops": sslops.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    found["platform"] = platform.platform()
-    found["cuda"] = torch.version.cuda
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    found["cpu_threads"] = torch.get_num_threads()
-    found["commit"] = _commit()
-    return found
-
-
-def _commit():
-    """The commit of the checkout that this code runs from, or None for an installed package."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-        )
-    except FileNotFoundError:  # no git on this machine
-        return None
-    return answer.stdout.strip() or None

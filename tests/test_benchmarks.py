@@ -330,6 +330,7 @@ def test_gpu_script_runs_a_part_without_a_gpu_and_leaves_its_results(out):
     assert "ceilings: exit 0" in (out / "ceilings.log").read_text()
 
 
+@pytest.mark.slow
 def test_gpu_script_sweeps_an_op_without_a_gpu(out):
     pytest.importorskip("triton")
     done = dry_run("sweep", "nt_xent", out=out)

@@ -1,6 +1,7 @@
 """Holds the house's rules: who may import whom, which files mirror which, names, sizes, words."""
 
 import ast
+import functools
 import importlib
 import inspect
 from pathlib import Path
@@ -24,6 +25,7 @@ def files(*folders, suffixes=(".py",)):
     return sorted(p.relative_to(ROOT) for p in found)
 
 
+@functools.cache
 def tree(path):
     return ast.parse((ROOT / path).read_text())
 

@@ -109,6 +109,13 @@ def open_annotated(path, split, task, name=""):
     return {"voc": _voc, "coco": _coco}[layout](path, name, task)
 
 
+def member(folder, name):
+    """A file by the name that a list gives it; a DataError where that leads out of the folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"a list of {folder.parent} names {name}, outside of {folder}")
+    return folder / name
+
+
 def check_boxes(annotation, height, width, where):
     """The Boxes, cut at the image's edge; a DataError where one lies outside or is empty."""
     boxes = annotation.boxes
@@ -129,9 +136,9 @@ def _voc(path, name, task):
     if not file.is_file():
         raise DataError(f"{path} has no list {file.relative_to(path)}")
     stems = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-    images = [path / "JPEGImages" / f"{stem}.jpg" for stem in stems]
+    images = [member(path / "JPEGImages", f"{stem}.jpg") for stem in stems]
     if task == "segmentation":
-        masks = [path / "SegmentationClass" / f"{stem}.png" for stem in stems]
+        masks = [member(path / "SegmentationClass", f"{stem}.png") for stem in stems]
         rows = [(image, MaskFile(mask)) for image, mask in zip(images, masks, strict=True)]
         return Annotated(f"{path.name}/{name}", rows, None)
     # All annotations, so that every list has the same classes.
@@ -177,6 +184,7 @@ def _coco(path, name, task):
         for annotation in content["annotations"]:
             of_image[annotation["image_id"]].append(annotation)
         unknown = {annotation["category_id"] for annotation in content["annotations"]} - {*number}
+        files = [member(path / name, image["file_name"]) for image in images]
     except FileNotFoundError as error:
         raise DataError(f"{path} has no {file.relative_to(path)}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -184,8 +192,8 @@ def _coco(path, name, task):
     if unknown:
         raise DataError(f"{file} has annotations of a class that it does not list: {min(unknown)}")
     make = {"detection": _coco_boxes, "segmentation": CocoMask}[task]
-    rows = [(path / name / image["file_name"], make(of_image[image["id"]], number, image))
-            for image in images]  # fmt: skip
+    rows = [(image_file, make(of_image[image["id"]], number, image))
+            for image_file, image in zip(files, images, strict=True)]  # fmt: skip
     return Annotated(f"{path.name}/{name}", rows, [c["name"] for c in categories])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.run_folder import load_options
+from sslzoo.run_folder import load_options, reading
 
 PROBES = ("knn_accuracy", "linear_accuracy")  # columns of metrics.csv
 
@@ -121,14 +121,17 @@ def training_hours(run, accuracy=None):
 
     Returns:
         float, or None where nothing was logged, or the accuracy was not reached.
+
+    Raises:
+        RunFolderError: the files of the run do not hold what it takes.
     """
     path = Path(run) / "metrics.csv"
     if not path.is_file():
         return None
     options = load_options(run)
-    images = options["batch_size"] * options["accumulate"]
     seconds, last = 0.0, 0
-    with path.open(newline="") as file:
+    with reading(path, "usable speeds"), path.open(newline="") as file:
+        images = options["batch_size"] * options["accumulate"]
         for row in csv.DictReader(file):
             seconds += (int(row["step"]) - last) * images / float(row["images_per_second"])
             last = int(row["step"])

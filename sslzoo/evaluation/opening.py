@@ -13,7 +13,7 @@ from torch import nn
 from sslzoo import backbones
 from sslzoo.data import DataError
 from sslzoo.evaluation import transformers_folder
-from sslzoo.run_folder import RunFolderError, build_backbone, load_backbone, load_untrained
+from sslzoo.run_folder import DAMAGE, RunFolderError, build_backbone, load_backbone, load_untrained
 from sslzoo.views import IMAGENET_MEAN, IMAGENET_STD
 
 SMALL_IMAGE_SIZE = 32  # of our own backbones where nothing says more
@@ -49,9 +49,22 @@ def open_backbone(source, *, channels=3, image_size=0, pretrained=False, downloa
             backbone = load_untrained(path)[0]
     else:
         backbone, about = _named(source, channels, image_size, pretrained, download, seed)
+    check_about(about, path)
     if untrained and "method" not in about:
         backbone = random_twin(about, seed)
     return backbone.eval(), about
+
+
+def check_about(about, path):
+    """A RunFolderError where a file says of its encoder what no views can be made by."""
+    size, channels = about.get("image_size"), about.get("channels")
+    if not all(isinstance(number, int) and number > 0 for number in (size, channels)):
+        raise RunFolderError(f"{path} tells no image_size and channels of its encoder")
+    for name in ("mean", "std"):
+        values = about.get(name)
+        is_list = isinstance(values, (list, tuple)) and len(values) == channels
+        if not is_list or not all(isinstance(value, (int, float)) for value in values):
+            raise RunFolderError(f"{path} tells no {name} of its {channels} channels")
 
 
 def random_twin(about, seed):
@@ -60,6 +73,7 @@ def random_twin(about, seed):
     if "method" in about:
         return build_backbone(about).eval()
     if "architecture" in about:
+        backbones.check_options(about["model_args"])
         model = timm.create_model(about["architecture"], num_classes=0, **about["model_args"])
         return with_eps(model, about.get("layer_norm_eps")).eval()
     sizes = dict(image_size=about["image_size"], channels=about["channels"])
@@ -119,16 +133,24 @@ def _hub_folder(path):
         raise RunFolderError(f"{path} holds config.json but no model.safetensors")
     try:
         config = json.loads((path / "config.json").read_text())
-        state = load_file(weights)
+        state, classifier = load_file(weights), None
         if transformers_folder.is_known(config):
             about, state = transformers_folder.translate(path, config, state)
-            model = random_twin(about, 0)
-            _load(model, state, path, None)
-            return model, about
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}") from error
+        else:
+            about, classifier = _of_timm(path, config)
+        model = random_twin(about, 0)
+    except RunFolderError:
+        raise
     except KeyError as error:
         raise RunFolderError(f"{path} is no model of transformers: no {error}") from error
+    except (SafetensorError, *DAMAGE) as error:
+        raise RunFolderError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    _load(model, state, path, classifier)
+    return model, about
+
+
+def _of_timm(path, config):
+    """(what `open_backbone` says of a model of timm, the names of its classifier)."""
     if "architecture" not in config or not timm.is_model(config["architecture"]):
         raise RunFolderError(
             f"{path / 'config.json'} names no architecture of timm and "
@@ -144,9 +166,7 @@ def _hub_folder(path):
         "mean": list(expected.get("mean", IMAGENET_MEAN)),
         "std": list(expected.get("std", IMAGENET_STD)),
     }  # fmt: skip
-    model = random_twin(about, 0)
-    _load(model, state, path, expected.get("classifier"))
-    return model, about
+    return about, expected.get("classifier")
 
 
 def _load(model, state, path, classifier):

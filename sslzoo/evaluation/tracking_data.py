@@ -47,6 +47,9 @@ def true_masks(path, videos):
         files = {name: mask_files(path, name, video) for name, video in videos.items()}
     else:
         files = {name: encoded_masks(of) for name, of in cells_of(path, "mask").items()}
+    missing = next((name for name in videos if name not in files), None)
+    if missing is not None:  # of Parquet: the name of a sequence is a path
+        raise DataError(f"{path} has no masks of a sequence {missing}")
     return {name: sequence_masks(path, name, files[name], video) for name, video in videos.items()}
 
 
@@ -77,8 +80,8 @@ def has_masks(path, video):
     """Whether a path is a Parquet file with a mask of every frame of the video."""
     if Path(path).suffix != ".parquet" or "mask" not in pq.read_schema(path).names:
         return False
-    cells = cells_of(path, "mask")[Path(video.name).name]
-    return all(cell is not None and cell["bytes"] is not None for _, cell in cells)
+    cells = cells_of(path, "mask").get(Path(video.name).name, ())
+    return bool(cells) and all(cell is not None and cell["bytes"] is not None for _, cell in cells)
 
 
 def sequence_masks(path, name, files, video):

@@ -208,7 +208,7 @@ class MAE(nn.Module):
         """
         pred = self.decoder_pred(sslops.gather_tokens(tokens, ids, num_prefix_tokens=1)[:, 1:])
         target = self.target(sslops.gather_patches(x, ids, self.patch_size))
-        return F.mse_loss(pred.float(), target)
+        return F.mse_loss(pred.to(target.dtype), target)
 
     def survey(self, batches):
         """Fit the target to the training images, where it needs them."""

@@ -5,13 +5,16 @@ import inspect
 import io
 import re
 import zipfile
+import zlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sslzoo import registry
+from sslzoo.data import decoding
 from sslzoo.report.leaderboard import short_path
 from sslzoo.report.run import ReportError
+from sslzoo.run_folder import DAMAGE
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 LOSSLESS_BYTES = 2**18  # a larger picture becomes a JPEG where that is much smaller
@@ -45,8 +48,12 @@ LEGENDS = {
 
 def inside(run, path):
     """A file inside the run folder, or None: a path that leads out of it is not followed."""
-    file = (run.path / str(path)).resolve()
-    return file if file.is_relative_to(run.path.resolve()) and file.is_file() else None
+    try:
+        file = (run.path / str(path)).resolve()
+        is_there = file.is_relative_to(run.path.resolve()) and file.is_file()
+    except (OSError, ValueError):  # no system has such a name: too long, or a NUL in it
+        return None
+    return file if is_there else None
 
 
 def picture(path, title, note=""):
@@ -59,7 +66,7 @@ def picture(path, title, note=""):
                 smaller = jpeg(image)
                 if 2 * len(smaller) < len(content):
                     content, kind = smaller, "JPEG"
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except decoding.DAMAGE as error:
         raise ReportError(f"{path} is no picture ({error})") from error
     return {"title": title, "note": note, "legend": None, "width": size[0], "height": size[1],
             "uri": data_uri(FORMATS[kind], content)}  # fmt: skip
@@ -161,18 +168,18 @@ def embedding(run):
             labels = arrays["labels"].astype(int).tolist()
             indices = arrays["indices"].astype(int).tolist()
             maps = {str(name): flat(arrays[key]) for name, key in entry.details["maps"].items()}
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        names = entry.details.get("class_names")
+        data = {
+            "maps": maps,
+            "labels": labels,
+            "indices": indices,
+            "names": [str(name) for name in names] if names else None,
+            "thumbnail": int(entry.details["thumbnail"]),
+            "columns": int(entry.details["columns"]),
+            "side": SIDE,
+        }
+    except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
         raise ReportError(f"{files[0]} holds no maps of the features ({error})") from error
-    names = entry.details.get("class_names")
-    data = {
-        "maps": maps,
-        "labels": labels,
-        "indices": indices,
-        "names": [str(name) for name in names] if names else None,
-        "thumbnail": int(entry.details["thumbnail"]),
-        "columns": int(entry.details["columns"]),
-        "side": SIDE,
-    }
     return {"data": data, "sheet": picture(files[1], "thumbnails"), "note": note_of(entry),
             "points": len(labels)}  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The page: what was read from the runs, put into the template."""
 
 import base64
+import functools
 import hashlib
 import statistics
 from pathlib import Path
@@ -11,7 +12,7 @@ from markupsafe import Markup
 from sslzoo.evaluation.efficiency import training_hours
 from sslzoo.report import curves, leaderboard, media
 from sslzoo.report.run import ReportError, last, read_runs
-from sslzoo.run_folder import replace_file
+from sslzoo.run_folder import RunFolderError, replace_file
 from sslzoo.watch import collapse_warning
 
 HERE = Path(__file__).parent
@@ -55,6 +56,7 @@ def render(runs):
     )
 
 
+@functools.cache
 def environment():
     """Jinja's environment: everything is escaped, a name that is missing is an error."""
     found = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -144,11 +146,9 @@ def compute(run):
     found = []
     if "images_per_second" in run.metrics and {"batch_size", "accumulate"} <= set(run.config):
         try:
-            hours = training_hours(run.path)
-        except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-            raise ReportError(
-                f"{run.path} has no usable speeds in metrics.csv ({error})"
-            ) from error
+            hours = training_hours(run.path) or 0.0
+        except RunFolderError as error:
+            raise ReportError(str(error)) from error
         found.append(("training", f"{hours:.2f} hours" if hours >= 1 else f"{60 * hours:.1f} min"))
     middle = {"images_per_second": "{:,.0f} images/s", "data_wait_share": "{:.1%}"}
     for name, form in middle.items():

@@ -9,6 +9,9 @@ from pathlib import Path
 import yaml
 from safetensors import SafetensorError, safe_open
 
+from sslzoo.run_folder import DAMAGE
+
+LARGEST = 1e300  # of what is drawn; differences of such numbers are still finite
 MAIN_FILES = ("config.yaml", "metrics.csv", "evaluation.json")
 
 
@@ -92,7 +95,7 @@ def read_run(path, name):
         if (path / file).is_file():
             try:
                 setattr(run, attribute, read(path / file))
-            except (ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
+            except (yaml.YAMLError, SafetensorError, *DAMAGE) as error:
                 raise ReportError(f"{path / file} is not as sslzoo writes it ({error})") from error
     return run
 
@@ -112,14 +115,21 @@ def checked_dict(value):
 
 
 def read_metrics(path):
-    """Columns of metrics.csv as {name: [(step, value), ...]}; empty cells are left out."""
+    """Columns of metrics.csv as {name: [(step, value), ...]}; empty cells are left out.
+
+    Values that no chart has room for are infinite.
+    """
     columns = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             step = int(row.pop("step"))
+            if not 0 <= step < LARGEST:
+                raise ValueError(f"no run has a step {step:.3g}")
             for name, text in row.items():
                 if text:
-                    columns.setdefault(name, []).append((step, float(text)))
+                    value = float(text)
+                    value = math.copysign(math.inf, value) if abs(value) > LARGEST else value
+                    columns.setdefault(name, []).append((step, value))
     return columns
 
 
@@ -128,6 +138,7 @@ def read_evaluations(path):
     entries = []
     for one in read_object(path)["evaluations"]:
         one = {name: one[name] for name in Evaluation.__dataclass_fields__}
+        one["protocol"] = str(one["protocol"])
         for name in ("backbone", "data", "options", "details", "pictures", "versions"):
             one[name] = checked_dict(one[name])
         for name in ("features", "notes"):
@@ -140,14 +151,16 @@ def read_evaluations(path):
 
 def read_row(row):
     """A row of results with numbers where the page draws and sorts numbers."""
-    interval = row.get("interval")
-    std = row.get("std")
+    low_high, std = row.get("interval"), row.get("std")
+    if low_high:
+        low, high = low_high
+        low_high = [float(low), float(high)]
     return {
         "metric": str(row["metric"]),
         "value": float(row["value"]),
         "std": None if std is None else float(std),
         "unit": str(row["unit"]),
-        "interval": [float(bound) for bound in interval] if interval else None,
+        "interval": low_high or None,
     }
 
 

@@ -38,14 +38,22 @@ def slow_interpreted(names):
 def by_dtype(runs, halves):
     """Parameters (*run, case, dtype) of runs (..., backend, case) in four dtypes.
 
-    Under the interpreter only the cases named in `halves` take half precision; others are slow.
+    Under the interpreter only the cases named in `halves` take half precision, bfloat16 alone;
+    others are slow.
     """
     for *run, case in runs:
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            is_half = dtype in (torch.float16, torch.bfloat16)
-            marks = slow_if(is_interpreted(run[-1]) and is_half and case.name not in halves)
+            is_quick = dtype in (torch.float32, torch.float64) or (
+                dtype == torch.bfloat16 and case.name in halves
+            )
+            marks = slow_if(is_interpreted(run[-1]) and not is_quick)
             about = [str(getattr(x, "name", x)) for x in (*run, case, str(dtype)[6:])]
             yield pytest.param(*run, case, dtype, marks=marks, id="-".join(about))
+
+
+# Whether torch.compile takes sizes as symbols. Where it does, more can break.
+STATIC_IS_SLOW = [pytest.param(False, marks=pytest.mark.slow, id="static"),
+                  pytest.param(True, id="dynamic")]  # fmt: skip
 
 
 class Forced:

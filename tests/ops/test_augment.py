@@ -20,6 +20,10 @@ def backends():
     return [b for b in OP.order if b in OP.backends]
 
 
+# Under the interpreter agreement with the specification is enough but for `make test-all`.
+each_backend = pytest.mark.parametrize("backend", slow_interpreted(backends()))
+
+
 def shortened(args, backend):
     """The first samples where kernels are interpreted, which takes seconds a large view."""
     if not is_interpreted(backend):
@@ -71,7 +75,7 @@ def test_rounding_steps_agree_but_for_values_at_a_threshold(backend):
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("height, width, size", [(24, 24, 24), (70, 51, 24), (13, 40, 29)])
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_crops_are_within_a_grey_level_of_torchvisions(backend, height, width, size, interpolation):
     images = pictures(12, height, width)
     spec, index = sslops.ViewSpec(size), torch.arange(12)
@@ -102,7 +106,7 @@ def test_a_crop_beyond_the_border_is_black_there(backend):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_jitter_equals_torchvisions_in_any_order(backend, seed):
     images, x = images_and_floats(24)
     spec = sslops.ViewSpec(24, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, jitter=1)
@@ -130,7 +134,7 @@ def test_each_colour_operation_is_within_a_grey_level_of_torchvisions_on_bytes(o
         assert ((view * 255 + 1e-3).int() - functions[operation](image, f)).abs().max() <= 1
 
 
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_grey_equals_torchvisions(backend):
     images, x = images_and_floats()
     chosen = torch.arange(8) % 2 == 0
@@ -140,7 +144,7 @@ def test_grey_equals_torchvisions(backend):
 
 
 @pytest.mark.parametrize("kernel", [3, 7, 23])
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_blur_equals_torchvisions(backend, kernel):
     images, x = images_and_floats()
     sigma = torch.linspace(0, 2.5, 8)
@@ -151,7 +155,7 @@ def test_blur_equals_torchvisions(backend, kernel):
         assert (view - theirs).abs().max() < 0.01 * LEVEL
 
 
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_solarise_and_posterise_equal_torchvisions_on_bytes(backend):
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(9, 3, 16, 16)
     bits = torch.arange(9).clamp(min=1)
@@ -164,7 +168,7 @@ def test_solarise_and_posterise_equal_torchvisions_on_bytes(backend):
     assert torch.equal(ours[8], tv.solarize(images[8], 128).to(ours.dtype))
 
 
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_affine_equals_torchvisions(backend):
     images, x = images_and_floats(10)
     draws = torch.rand(10, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -200,7 +204,7 @@ def test_half_precision_views_are_rounded_float32_ones(backend, dtype):
     torch.testing.assert_close(short, whole.to(dtype), atol=0, rtol=torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_strides_of_images_do_not_matter(backend):
     images = pictures(2 if is_interpreted(backend) else 4, 20, 28)
     expected = views(images, backend, 16)
@@ -210,7 +214,7 @@ def test_strides_of_images_do_not_matter(backend):
         assert torch.equal(views(other, backend, 16), expected)
 
 
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_a_view_does_not_depend_on_its_batch(backend):
     args, options = Case("", 5, 30, 34, 28, options=EVERYTHING).inputs()
     whole = sslops.augment(*args, **options, backend=backend)
@@ -223,7 +227,7 @@ def test_a_view_does_not_depend_on_its_batch(backend):
     assert backend == "chunked" or error.max() == 0
 
 
-@pytest.mark.parametrize("backend", backends())
+@each_backend
 def test_compiles_without_a_graph_break(backend):
     case = Case("", 3, 12, 14, 8, options=EVERYTHING)
     if backend == "reference":

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from backends import slow_interpreted
+from backends import is_interpreted, slow_if, slow_interpreted
 from color_agreement import assert_agrees
 
 import sslops
@@ -69,7 +69,11 @@ def test_opcheck(backend, device):
 # With sizes as symbols only what the backends share is at stake: one of them runs all cases.
 GRAPHS = [
     pytest.param(
-        backend, case, dynamic, id=f"{backend}-{case.name}-{'dynamic' if dynamic else 'static'}"
+        backend,
+        case,
+        dynamic,
+        id=f"{backend}-{case.name}-{'dynamic' if dynamic else 'static'}",
+        marks=slow_if(is_interpreted(backend) and case.name != "window"),
     )
     for backend in COMPILED
     for case in cases.CASES

@@ -7,7 +7,8 @@ import torch
 from backends import LAYOUTS
 
 SIZES = [1, 2, 3, 31, 64, 127, 128, 129, 1000, pytest.param(4097, marks=pytest.mark.slow)]
-WIDTHS = [1, 8, 24, 63, 64, 96, 128, 200, 256, 384, 768, 1024]
+WIDTHS = [1, 8, 63, 64, 128, 200, 768,
+          *(pytest.param(D, marks=pytest.mark.slow) for D in (24, 96, 256, 384, 1024))]  # fmt: skip
 HALF = [torch.float16, torch.bfloat16]
 
 

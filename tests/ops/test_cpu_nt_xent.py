@@ -188,6 +188,7 @@ def test_autocast_changes_nothing():
         assert all(map(torch.equal, plain, run()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_memory_at_4096_pairs_stays_below_64_mib():
     # A process of its own: what the suite has freed would hide what this call allocates.

@@ -208,6 +208,7 @@ def test_the_start_is_where_theory_puts_it():
     assert outputs["adversarial"].item() == pytest.approx(math.log(2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_32_images_are_learnt_by_heart():
     model, x = method(16, 16, adversarial=False, reconstruction_weight=1.0), images(32, 16)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, betas=(0.5, 0.999))

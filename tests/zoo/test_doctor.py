@@ -34,6 +34,20 @@ def test_the_self_test_finds_a_wrong_gradient(monkeypatch):
     assert results["info_nce"].is_right
 
 
+def test_a_gradient_that_is_no_number_is_wrong_and_leaves_json_readable(monkeypatch, capsys):
+    right = sslops.koleo
+
+    def wrong(x, backend=None):
+        loss = right(x, backend=backend)
+        return loss if backend else loss + (x.sum() * 0).sqrt() * 0  # 0, with the gradient nan
+
+    monkeypatch.setattr(sslops, "koleo", wrong)
+    assert main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["self_test"]
+    assert found["koleo"] == {"error": None, "right": False, "message": ""}
+    assert found["nt_xent"]["right"]
+
+
 def test_an_op_that_raises_is_wrong_and_says_why(monkeypatch, capsys):
     def broken(x, backend=None):
         if backend is None:

@@ -85,7 +85,8 @@ def test_a_run_tells_what_its_training_costs(tmp_path):
 
 
 def test_the_protocol_measures_and_says_what_it_can_not(judge):
-    values, result = judge("efficiency", steps=2, warmup=1, repeats=2, batch_size=8)
+    values, result = judge("efficiency", steps=2, warmup=1, repeats=2)
+    assert result.details["batch_size"] == (64 if torch.cuda.is_available() else 8)
     names = ("forward, speed", "forward and backward, speed", "forward with loading, speed")
     assert all(values[name] > 0 and math.isfinite(values[name]) for name in names)
     once, both = values["forward"], values["forward and backward"]

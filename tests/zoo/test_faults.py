@@ -3,6 +3,7 @@
 import io
 import os
 import resource
+import shutil
 import signal
 import time
 from contextlib import contextmanager
@@ -100,6 +101,16 @@ def test_a_run_killed_in_the_middle_of_a_write_resumes_with_the_same_bits(images
     assert 0 < half[0] < whole_one[0] and folder.load_checkpoint()["step"] == 4
     assert_same_weights(whole, resumed(images, tmp_path / "run"))
     assert not list(folder.path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("key, value", [("method", {}), ("optimizer", {"state": {}}), ("step", "x"),
+                         ("options", []), ("scaler", 3), ("step", None)])  # fmt: skip
+def test_a_checkpoint_with_other_content_is_refused(images, tmp_path, whole, key, value):
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    run.save_checkpoint(run.load_checkpoint() | {key: value})
+    with pytest.raises(RunFolderError, match=r"checkpoint\.pt does not hold the checkpoint"):
+        resumed(images, tmp_path / "run")
 
 
 @contextmanager
@@ -250,7 +261,7 @@ def test_a_data_loader_worker_that_is_killed_is_named(images, tmp_path):
 # Processes
 
 
-@pytest.mark.parametrize("world, dying", [(3, 1), (2, 0)])
+@pytest.mark.parametrize("world, dying", [pytest.param(3, 1, marks=pytest.mark.slow), (2, 0)])
 def test_the_others_name_the_process_that_died(images, tmp_path, capfd, world, dying):
     def run(rank):
         SimCLR.after_step = lambda self, step: os._exit(9) if (rank, step) == (dying, 6) else None

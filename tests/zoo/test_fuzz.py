@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import json
+import os
+import pickle
 import tarfile
 from argparse import ArgumentError
 
@@ -9,37 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzzing import MUTATIONS, QUICK, mutate, nested
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from report_runs import make_run
+from safetensors.torch import save_file
 from torch import nn
 
-from sslzoo import cli, options, registry
+from sslzoo import cli, demo, doctor, options, registry
 from sslzoo.backbones import build
 from sslzoo.data import DataError, open_data
+from sslzoo.evaluation.opening import open_backbone, random_twin
 from sslzoo.run_folder import RunFolder, RunFolderError, load_backbone, load_options
 
-QUICK = settings(max_examples=120, deadline=None, derandomize=True,
-                 phases=[Phase.explicit, Phase.generate],
-                 suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 ABOUT = {"method": "simclr", "data": "digits", "kind": "images", "backbone": "convnet4",
          "backbone_options": {}, "image_size": 8, "channels": 1, "mean": [0.5],
          "std": [0.5]}  # fmt: skip
-
-# Where (as a share of the file), and what stands there instead; and where the file ends.
-MUTATIONS = st.tuples(
-    st.lists(st.tuples(st.floats(0, 0.999999), st.binary(min_size=1, max_size=4)), max_size=4),
-    st.one_of(st.just(1.0), st.floats(0, 1)),
-)
-
-
-def mutate(content, mutations):
-    changes, end = mutations
-    content = bytearray(content)
-    for place, new in changes:
-        start = int(place * len(content))
-        content[start : start + len(new)] = new
-    return bytes(content[: int(end * len(content))])
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +68,7 @@ def test_mutated_weights(run_folder, tmp_path, name, part):
     check()
 
 
-VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-9, 99), st.text(max_size=5),
-              st.just(torch.zeros(2))),
-    lambda inner: st.one_of(st.lists(inner, max_size=3),
-                            st.dictionaries(st.text(max_size=5), inner, max_size=3)),
-    max_leaves=5,
-)  # fmt: skip
+VALUES = nested(st.just(torch.zeros(2)))
 
 
 @QUICK
@@ -98,7 +81,69 @@ def test_checkpoints_with_other_content(tmp_path, run_folder, key, value, is_mis
         del holder[key]
     torch.save(state, tmp_path / "checkpoint.pt")
     with contextlib.suppress(RunFolderError):
-        load_backbone(tmp_path / "checkpoint.pt")
+        open_backbone(tmp_path / "checkpoint.pt")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A folder with a small model of timm, as the Hugging Face hub has them."""
+    folder = tmp_path_factory.mktemp("hub")
+    sizes = dict(img_size=8, patch_size=8, embed_dim=4, depth=1, num_heads=1)
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": sizes,
+              "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3,
+                                 "classifier": "head"}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    about = {"architecture": config["architecture"], "model_args": sizes}
+    save_file(random_twin(about, 0).state_dict(), folder / "model.safetensors")
+    assert open_backbone(folder)[1]["image_size"] == 8
+    return folder
+
+
+def linked(hub, folder, config):
+    """The weights of `hub` with another config.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "model.safetensors").hardlink_to(hub / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@settings(QUICK, max_examples=80)
+@given(st.data())
+def test_hub_folders_with_other_content(hub, tmp_path, data):
+    config = json.loads((hub / "config.json").read_text())
+    holder = data.draw(st.sampled_from([config, config["model_args"], config["pretrained_cfg"]]))
+    key = data.draw(st.sampled_from([*holder, "model_type", "depths", "drop_rate"]))
+    holder[key] = data.draw(nested())
+    with contextlib.suppress(RunFolderError):
+        open_backbone(linked(hub, tmp_path / "x", config))
+
+
+class Trap:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir"])
+def test_what_describes_a_network_names_no_other_weights(hub, tmp_path, option):
+    """Neither a config.json nor a checkpoint: timm would read or fetch them."""
+    trap = tmp_path / "trap.pth"
+    trap.write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
+    value = {"pretrained": True, "pretrained_cfg": {"file": str(trap)}}.get(option, str(trap))
+    config = json.loads((hub / "config.json").read_text())
+    config["model_args"][option] = value
+    with pytest.raises(RunFolderError, match=f"{option} is no option of a network"):
+        open_backbone(linked(hub, tmp_path / "hub", config))
+    about = ABOUT | {"backbone": "resnet10t", "backbone_options": {option: value}}
+    RunFolder(tmp_path).save_backbone(nn.Linear(1, 1), about)
+    with pytest.raises(RunFolderError, match=f"{option} is no option of a network"):
+        open_backbone(tmp_path / "backbone.safetensors")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +258,37 @@ WORDS = st.one_of(
 )  # fmt: skip
 
 
-@settings(QUICK, max_examples=250)
-@given(st.sampled_from(["list", "pretrain", "import", "export", "evaluate", "nothing"]),
-       st.lists(WORDS, max_size=5))  # fmt: skip
-def test_random_command_lines(monkeypatch, capsys, tmp_path, command, words):
+OF_COMMAND = {
+    "report": ["run", "video.mp4", "--out=page.html", "--out=run"],
+    "propagate": ["run", "--video", "video.mp4", "--mask", "--size=8", "--sequence", "a"],
+    "doctor": ["--json"],
+    "evaluate": ["knn", "tracking", "all", "--layers", "no such", "--k", "[1]", "--raw"],
+    "export": ["run", "--to", "timm", "torchvision", "--out=weights"],
+    "import": ["run", "video.mp4", "--out=imported", "--backbone", "resnet50"],
+}
+LINES = st.sampled_from(sorted({*cli.COMMANDS, "nothing"})).flatmap(
+    lambda command: st.lists(
+        st.one_of(WORDS, st.sampled_from(OF_COMMAND.get(command, ["--help"]))), max_size=5
+    ).map(lambda words: [command, *words])
+)
+
+
+@pytest.fixture
+def somewhere(monkeypatch, tmp_path):
+    """A folder with a run and a broken video, where nothing is trained and no op is tested."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "pretrain", lambda chosen: None)  # what was understood is not trained
+    monkeypatch.setattr(cli, "pretrain", lambda chosen: None)
+    monkeypatch.setattr(demo, "show", lambda run: None)
+    monkeypatch.setattr(doctor, "self_test", lambda device: [])
+    make_run(tmp_path / "run", epochs=1)
+    (tmp_path / "video.mp4").write_bytes(b"no video")
+
+
+@settings(QUICK, max_examples=400)
+@given(LINES)
+def test_random_command_lines(somewhere, capsys, line):
     try:
-        code = cli.main([command, *words])
+        code = cli.main(line)
     except SystemExit as end:  # --help and --print_config of jsonargparse
         code = end.code
     assert code in (0, 2)

@@ -163,6 +163,7 @@ def test_flat_gray_images_are_solved_by_chance_alone():
         assert (model.solve(tiles).argmax(1) == label).float().mean() == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_128_images_are_learnt_by_heart():
     x = smooth_images(128, 32, 0)
     model = method(permutations=10)
@@ -171,6 +172,7 @@ def test_128_images_are_learnt_by_heart():
     assert train(model, lambda step: x, 60, lr=0.01)["accuracy"].item() == 1.0
 
 
+@pytest.mark.slow
 def test_without_its_protections_the_task_is_easier():
     """Brightness that is continuous from tile to tile is a shortcut, which the recipe closes."""
     accuracies = {}

@@ -202,6 +202,7 @@ def test_predicting_zero_gives_the_second_moment_of_the_target():
     assert target.square().mean().item() == pytest.approx(47 / 48, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_32_images_are_learned_by_heart():
     torch.manual_seed(0)
     ours = method(16, 4, encoder_options=dict(embed_dim=64, depth=2), decoder_width=64,

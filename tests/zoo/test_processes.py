@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import shutil
+import signal
 
 import forks
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from sslzoo import registry
+from sslzoo.failures import Interrupted
 from sslzoo.processes import first_host, slurm_variables
 from sslzoo.run_folder import RunFolder
 from sslzoo.synced_batch_norm import sync_batch_norm
@@ -36,8 +39,13 @@ METHODS = {
 OPTIONS = dict(image_size=8, epochs=5, batch_size=8, warmup_epochs=0, log_every=20,
                optimizer="sgd", base_lr=0.3, checkpoint_every=20, device="cpu")  # fmt: skip
 
-FOUR = ("simclr", "moco", "mae", "dino")
+QUICK = ("simclr", "moco", "mae")
 TOLERANCE = 1e-7
+
+# MoCo's queue of 64 has then taken 112 keys, 8 a step: it has gone round once, its next slot is
+# number 48, and at the end, 6 steps on, 16 of its keys are still from before.
+STOP = 14
+FIRST_SLOT = 48
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +105,13 @@ def alone(images, tmp_path_factory):
     return learn
 
 
-def trials(quick):
-    """Each method in two and four processes; all but the quick ones are slow."""
+def trials(quick, names=METHODS, worlds=(2, 4)):
+    """Each method in each number of processes; all but the quick ones are slow."""
     return [pytest.param(name, world, marks=() if (name, world) in quick else pytest.mark.slow)
-            for name in METHODS for world in (2, 4)]  # fmt: skip
+            for name in names for world in worlds]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, world", trials([(name, 2) for name in FOUR]))
+@pytest.mark.parametrize("name, world", trials([(name, 2) for name in QUICK]))
 def test_processes_train_to_the_weights_of_one(images, tmp_path, alone, name, world):
     assert forks.run(world, lambda rank: train(prepare(name, images, tmp_path))) == [0] * world
     assert difference(alone(name), learned(tmp_path)) < TOLERANCE
@@ -116,6 +124,47 @@ def test_sharded_processes_train_to_the_weights_of_one(images, tmp_path, alone, 
 
     assert forks.run(world, run) == [0] * world
     assert difference(alone(name), learned(tmp_path)) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def stopped(images, tmp_path_factory):
+    """By a method's name the folder of a run of two processes that Ctrl-C stopped."""
+    folder = tmp_path_factory.mktemp("stopped")
+
+    def run(name, rank):
+        setup = prepare(name, images, folder / name)
+        after_step = setup.method.after_step
+
+        def then_stop(step):
+            after_step(step)
+            if (step, rank) == (STOP, 1):
+                signal.raise_signal(signal.SIGINT)
+
+        setup.method.after_step = then_stop
+        with pytest.raises(Interrupted):
+            train(setup)
+
+    @functools.cache
+    def stop(name):
+        assert forks.run(2, functools.partial(run, name)) == [0, 0]
+        return folder / name
+
+    return stop
+
+
+@pytest.mark.parametrize("name, world", trials([("moco", 1)], ("moco", "dino"), (1, 4)))
+def test_another_number_of_processes_goes_on(images, tmp_path, alone, stopped, name, world):
+    """To the weights, the queue and the centre of the run that was never stopped."""
+    checkpoint = RunFolder(stopped(name)).load_checkpoint()
+    assert checkpoint["step"] == STOP
+    assert name != "moco" or checkpoint["method"]["queue.pointer"] == FIRST_SLOT
+    shutil.copytree(stopped(name), tmp_path / "run")
+
+    def run(rank):
+        train(prepare(name, images, tmp_path / "run"), resume=True)
+
+    assert forks.run(world, run) == [0] * world
+    assert difference(alone(name), learned(tmp_path / "run")) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])

@@ -160,6 +160,7 @@ def test_coarse_patches_are_those_of_interpolation():
     assert coarseners(Config(**options)).shape == (12, 16, 16)
 
 
+@pytest.mark.slow
 def test_a_bend_in_brightness_is_solvable_and_one_in_green_magenta_alone_is_not():
     open_options = dict(gap=0, position_jitter=0, patch=10)
     gray = method(color="keep", **open_options)

@@ -1,10 +1,13 @@
 """What the report reads, what it compares, and what it refuses; the browser has its own file."""
 
+import json
 import re
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from report_runs import HOSTILE, entry, make_run, row, save, write_evaluations
 
 from sslzoo import report
@@ -164,10 +167,76 @@ def test_videos_beyond_the_limit_are_named_and_left_out(tmp_path, monkeypatch):
     assert "left out" in page_of(run)
 
 
-def test_names_that_are_code_are_escaped(tmp_path):
-    text = page_of(make_run(tmp_path / "run", word=HOSTILE))
-    assert "<script>hacked" not in text and '<img src="x"' not in text
-    assert text.count("&lt;script&gt;hacked=1") > 20
+class Parsed(HTMLParser):
+    """A page as a browser takes it: its tags with the names of their attributes, and its words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.in_json, self.data = [], [], False, []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, *(name for name, _ in attributes)))
+        self.words += [value for _, value in attributes if value]
+        self.in_json = ("type", "application/json") in attributes
+
+    def handle_data(self, data):
+        (self.data.append(json.loads(data)) if self.in_json else self.words.append(data))
+        self.in_json = False
+
+
+def strange_run(folder, text):
+    """A run in which whatever a stranger may write says `text` and where it stands."""
+    words = {}
+
+    def word(place):
+        words[place] = f"{text} ({place})"
+        return words[place]
+
+    def file_name(place):
+        return word(place).replace("/", "|")
+
+    run = make_run(folder / file_name("run"), word=word("everywhere"), method=word("method"))
+    strange = entry(word("protocol"), [row(word("metric"), 0.5, unit=word("unit"))]) | {
+        "version": word("version"), "device": word("device"), "seed": word("seed"),
+        "backbone": {"weights": word("weights")}, "features": [word("features")],
+        "data": {word("data"): {"images": word("images"), "fingerprint": word("fingerprint")}},
+        "options": {word("option"): [word("choice")]}, "notes": [word("note")],
+        "pictures": {word("picture"): "evaluation/neighbours.png"},
+    }  # fmt: skip
+    known = json.loads((run / "evaluation.json").read_text())["evaluations"]
+    write_evaluations(run, [*known, strange])
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    options |= {word("setting"): [word("value")], "backbone": word("backbone")}
+    (run / "config.yaml").write_text(yaml.safe_dump(options))
+    versions = {"torch": word("torch"), word("package"): word("package's version")}
+    (run / "versions.json").write_text(json.dumps(versions))
+    save(run / "pictures" / f"{file_name('drawing')}_0001.png", (9, 9), 0)
+    (run / "evaluation" / f"{file_name('video')}.mp4").write_bytes(b"")
+    return run, words
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_names_that_are_code_stay_words(tmp_path, alone):
+    """From whatever file or name they come, and wherever they stand, also in attributes and JSON:
+    the page has the tags and attributes of one with plain words."""
+
+    def parsed(text):
+        run, words = strange_run(tmp_path / str(len(text)), text)
+        other = tmp_path / str(len(text)) / "other"  # its entries are those of the run
+        write_evaluations(other.mkdir() or other, json.loads(
+            (run / "evaluation.json").read_text())["evaluations"])  # fmt: skip
+        return Parsed(page_of(run, *[other] * (not alone))), words
+
+    (harmless, plain), (page, hostile) = parsed("plain"), parsed(HOSTILE)
+    assert page.tags == harmless.tags
+    for found, words in ((harmless, plain), (page, hostile)):
+        shown = "\n".join(found.words)
+        assert [place for place in words if f"({place})" not in shown] == []
+        (maps,) = [data for data in found.data if isinstance(data, dict)]
+        assert maps["names"] == ["cat", f"dog{words['everywhere']}"]
+        assert list(maps["maps"]) == ["t-SNE 30", f"PCA{words['everywhere']}"]
 
 
 def test_the_hover_of_an_embedding_has_what_the_evaluation_wrote(judge, make_subject, tmp_path):

@@ -104,6 +104,7 @@ def test_64_images_are_learnt_by_heart(cifar):
     assert outputs["accuracy"].item() == 1.0
 
 
+@pytest.mark.slow
 def test_held_out_rotations_are_recognised_and_permuted_labels_are_not(cifar):
     def pick(step):
         return slice(step % 11 * 128, step % 11 * 128 + 128)

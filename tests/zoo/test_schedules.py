@@ -5,7 +5,9 @@ from itertools import pairwise
 
 import pytest
 
+from sslzoo.announcement import unfinished_warm_up
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine
+from sslzoo.training_config import TrainingConfig
 
 
 def test_warm_up_is_linear_from_zero():
@@ -46,3 +48,10 @@ def test_the_papers_learning_rate():
     assert scaled_learning_rate(0.3, 4096, "linear") == pytest.approx(4.8)
     # 0.075 sqrt(B) of the paper's table, written per 256 images: 1.2
     assert scaled_learning_rate(1.2, 4096, "sqrt") == pytest.approx(0.075 * math.sqrt(4096))
+
+
+@pytest.mark.parametrize("epochs, warmup, said", [(2, 10, "20%"), (10, 10, "100%"), (11, 10, ""),
+                                                  (1, 0, "")])  # fmt: skip
+def test_a_warm_up_that_does_not_end_is_said(epochs, warmup, said):
+    lines = unfinished_warm_up(TrainingConfig(epochs=epochs, warmup_epochs=warmup))
+    assert len(lines) == bool(said) and said in "".join(lines)

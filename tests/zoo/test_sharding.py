@@ -104,14 +104,16 @@ def assert_same_state(one, other):
         torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("world, shard", [(1, False), (2, False), (2, True),
-                         pytest.param(4, True, marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("world, shard", [(2, True), *(
+    pytest.param(*how, marks=pytest.mark.slow) for how in ((1, False), (2, False), (4, True))
+)])  # fmt: skip
 def test_a_sharded_run_goes_on_in_any_way(images, tmp_path, alone, stopped, world, shard):
     assert stopped.load_checkpoint()["step"] == STOP
     shutil.copytree(stopped.path, tmp_path / "run")
     assert_same_state(alone, run(world, images, tmp_path / "run", resume=True, shard=shard))
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_sharded(images, tmp_path, alone):
     run(1, images, tmp_path / "run", stop_at=STOP)
     resumed = run(2, images, tmp_path / "run", resume=True, shard=True)
@@ -188,9 +190,15 @@ def test_norms_averages_and_lars_see_whole_tensors():
 
 @pytest.mark.slow
 def test_bf16_is_that_of_whole_processes(images, tmp_path):
+    """By SGD: AdamW makes noise of the biases of the attention's keys, which have no gradient."""
+
     def one(shard):
         def inside(rank):
-            train(prepare(images, tmp_path / str(shard), precision="bf16", shard=shard))
+            train(
+                prepare(
+                    images, tmp_path / str(shard), optimizer="sgd", precision="bf16", shard=shard
+                )
+            )
 
         assert forks.run(2, inside) == [0, 0]
         return RunFolder(tmp_path / str(shard)).load_checkpoint()["method"]

@@ -7,6 +7,7 @@ import json
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,6 +16,7 @@ from videos import Frames, sprite_video
 
 from sslzoo import registry
 from sslzoo.cli import main
+from sslzoo.data import DataError
 from sslzoo.data.video import Video
 from sslzoo.data.video_file import VideoFile, write_video
 from sslzoo.evaluate import Common, Subject, evaluate, load
@@ -363,6 +365,22 @@ def test_an_overlay_tints_objects_and_draws_true_boundaries():
     picture = overlay(frame, mask, truth)
     assert picture[0, 0].tolist() == [160, 75, 73] and picture[0, 3].tolist() == [100] * 3
     assert picture[1, 1].tolist() == [255] * 3 and picture[3, 3].tolist() == [100] * 3
+
+
+@pytest.mark.parametrize("name", ["..", "../../left"])
+def test_a_sequence_whose_name_is_a_path_leads_nowhere(sprites, tmp_path, name):
+    (tmp_path / "data").mkdir()
+    table = pq.read_table(sprites / "videos.parquet").filter(pc.field("sequence") == "left")
+    names = pa.array([name] * len(table))
+    pq.write_table(table.set_column(0, "sequence", names), tmp_path / "data/videos.parquet")
+    judged = subject(tmp_path / "data", tmp_path)
+    if name == "..":
+        assert track(judged, sprites, keypoints="", masks=True).rows
+    else:
+        with pytest.raises(DataError, match="has no masks of a sequence left"):
+            track(judged, sprites, keypoints="")
+    assert {p.name for p in tmp_path.iterdir()} <= {"data", "out"}
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["videos.parquet"]
 
 
 def test_why_data_is_unsuitable(sprites, tmp_path):

@@ -143,6 +143,18 @@ def test_faults_of_the_files_are_told(voc, coco):
         open_annotated(coco, "train", "detection")
 
 
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/../../secret"])
+def test_lists_name_no_file_outside(voc, coco, name):
+    for task in ("Main", "Segmentation"):
+        (voc / f"ImageSets/{task}/val.txt").write_text(f"{name}\n")
+    (voc / "Annotations" / "x.xml").write_text("<annotation/>")
+    file = coco / "annotations/instances_val2017.json"
+    file.write_text(file.read_text().replace("4.jpg", f"{name}.jpg"))
+    for folder, task in ((voc, "detection"), (voc, "segmentation"), (coco, "detection")):
+        with pytest.raises(DataError, match=rf"names {name}\.jpg, outside of {folder}"):
+            open_annotated(folder, "test", task)
+
+
 def test_a_flip_exchanges_left_and_right_of_image_and_boxes():
     image = torch.arange(6).reshape(1, 1, 6)
     flipped, target = flip_boxes(image, boxes((1, 0, 3, 1)))
@@ -269,6 +281,7 @@ def small_heads(monkeypatch):
         monkeypatch.setattr(f"sslzoo.evaluation.transfer.{name}", value)
 
 
+@pytest.mark.slow
 def test_detection_learns_the_coloured_rectangles(judge, make_subject, voc, monkeypatch):
     small_heads(monkeypatch)
     subject = subject_of(make_subject, voc, "convnet4", layers="blocks.1")

@@ -73,6 +73,33 @@ def test_extended_names_longer_than_a_block_and_links_passed_over(tmp_path):
         assert [(m.name, m.size) for m in members(tmp_path / "x.tar")] == [(name, 3)]
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_member_leads_out_of_the_archive(tmp_path, format):
+    """A name is but a word, and what is no regular file is nothing, whatever it is a link to."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture(99))
+    names = [str(secret), "../secret.png", "a/../../secret.png", "/etc/passwd.png"]
+    others = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
+              tarfile.DIRTYPE, tarfile.CONTTYPE)  # fmt: skip
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data/x.tar", "w", format=FORMATS[format]) as archive:
+        for i, name in enumerate(names):
+            for kind in others:
+                info = tarfile.TarInfo(f"{i} {kind}.png")
+                info.type, info.linkname, info.devmajor, info.devminor = kind, str(secret), 1, 5
+                archive.addfile(info)
+            info = tarfile.TarInfo(name)
+            info.size = len(picture(i))
+            archive.addfile(info, io.BytesIO(picture(i)))
+    before = sorted(tmp_path.rglob("*"))
+    for limit in (0, 1024):
+        data = open_data(tmp_path / "data", memory_limit_mib=limit)
+        assert len(data) == len(names)
+        for i in range(len(data)):
+            assert torch.equal(data.load(i), decoded(picture(i)))
+    assert sorted(tmp_path.rglob("*")) == before and secret.read_bytes() == picture(99)
+
+
 def test_sizes_beyond_eight_gigabytes_are_read(tmp_path):
     info = tarfile.TarInfo("big.png")
     info.size = 2**34

@@ -121,7 +121,10 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FILES)
+# ResNet-50 twice and ViT-B cost most of the time: they are for `make test-all`.
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("moco_v2", "mae"))) for name in FILES
+])  # fmt: skip
 def test_official_checkpoints_fill_every_tensor_of_the_backbone(name, tmp_path, capsys):
     make, backbone, prefix, size, unused = FILES[name]
     content = make()

@@ -52,7 +52,7 @@ CASES = [
     Case("another rank's keys", 6, 4, 8, positive=None),
     Case("a view of its own", 8, 8, 16, positive=4, excluded=0),
     Case("batches", 3, 9, 5, B=4, positive=2),
-    Case("several chunks", 300, 40000, 4, positive=100),
+    Case("several chunks", 180, 30000, 4, positive=100),
     Case("sharp", 9, 9, 16, temperature=1e-3),
     Case("as they come", 9, 20, 6, normalize=False, temperature=3.0),
     Case("one of each", 1, 1, 3),
