@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from backends import is_interpreted, slow_interpreted
+from backends import is_interpreted, slow_if, slow_interpreted
 
 import sslops
 from sslops import registry
@@ -49,8 +49,13 @@ def images_and_floats(count=8):
     return x, x.double() / 255
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("backend", [b for b in backends() if b != "reference"])
+LONG = ("simclr, shrunk", "bicubic, shrunk", "padded and shrunk", "wide blur")
+AGREEMENT = [pytest.param(b, case, id=f"{b}-{case.name}",
+                          marks=slow_if(is_interpreted(b) and case.name in LONG))
+             for b in backends() if b != "reference" for case in CASES]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend, case", AGREEMENT)
 def test_backends_agree_with_the_specification(backend, case, device):
     args, options = case.inputs(device)
     args = shortened(args, backend)

@@ -251,7 +251,9 @@ def test_empty_inputs(backend, Nt, Nr, B, device):
 
 
 @each_backend
-@pytest.mark.parametrize("name", ["odd widths", "window", "top 5"])
+@pytest.mark.parametrize("name", [
+    "odd widths", "top 5", pytest.param("window", marks=pytest.mark.slow)
+])  # fmt: skip
 def test_same_bits_every_time_and_with_retain_graph(backend, name, device):
     case = next(case for case in cases.CASES if case.name == name)
     tensors, options = case.inputs(device)

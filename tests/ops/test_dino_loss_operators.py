@@ -44,7 +44,7 @@ def test_opcheck(backend, case, device):
     torch.library.opcheck(getattr(torch.ops.sslops, f"{name}_backward").default, arguments)
 
 
-@each_fast
+@pytest.mark.parametrize("backend", slow_interpreted(FAST))
 @each_case
 @pytest.mark.parametrize("dynamic", STATIC_IS_SLOW)
 def test_compiles_into_one_graph(backend, case, dynamic, device):

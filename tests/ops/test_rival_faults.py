@@ -140,7 +140,9 @@ def test_double_backward_is_right_or_a_clear_error(loss, reduction):
         torch.autograd.grad(gradient.square().sum(), z)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [
+    torch.bfloat16, torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)
+], ids=str)  # fmt: skip
 def test_autocast_neither_lowers_nor_raises_the_inputs(loss, dtype):
     """The same loss and gradients inside and outside, and float32."""
     z = pair(dtype=dtype)

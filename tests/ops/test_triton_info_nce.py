@@ -43,7 +43,9 @@ def assert_equals_reference(tensors, temperature, **options):
     assert torch.equal(rank, exact_rank)
 
 
-@pytest.fixture(params=[(16, 16), (32, 16), (16, 32)], ids=str)
+@pytest.fixture(
+    params=[pytest.param((16, 16), marks=pytest.mark.slow), (32, 16), (16, 32)], ids=str
+)
 def small_tile(request, monkeypatch):
     """Many tiles in a small input, under the interpreter."""
     if not INTERPRETED:

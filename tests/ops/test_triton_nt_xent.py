@@ -19,7 +19,7 @@ def views(N, D, device="cpu", dtype=torch.float32):
     return [z.to(device, dtype) for z in (z0, z1)]
 
 
-@pytest.mark.parametrize("N", [1, 2, 7, 8, 9, 15, 16, 17, 24, 33, 40, 57])
+@pytest.mark.parametrize("N", [1, 2, 7, 8, 9, 17, 33])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_triangle_visits_every_pair_once(N, splits, monkeypatch, device):
     if not INTERPRETED:

@@ -74,6 +74,7 @@ def test_wrong_losses_are_caught_and_named(tmp_path, monkeypatch):
     assert other == [1, ""]
 
 
+@pytest.mark.slow
 def test_it_starts_a_process_of_its_own(capfd):
     code = verify.main(["--world-size", "1", "--quick", "--backend", "gloo", *OWN])
     output = capfd.readouterr().out
