@@ -45,9 +45,9 @@ def subject(setup):
 
 def unfinished_warm_up(config):
     """A line where the learning rate never gets to its peak, as in a short trial of a recipe."""
-    share = config.epochs / config.warmup_epochs if config.warmup_epochs else 2
-    if share > 1:
+    if config.warmup_epochs < config.epochs:
         return []
+    share = config.epochs / config.warmup_epochs
     return [f"the warm-up is not over at the end: the learning rate gets to {share:.0%} of that; "
             "--warmup_epochs shortens it"]  # fmt: skip
 

@@ -19,7 +19,9 @@ def views(N, D, device="cpu", dtype=torch.float32):
     return [z.to(device, dtype) for z in (z0, z1)]
 
 
-@pytest.mark.parametrize("N", [1, 2, 7, 8, 9, 17, 33])
+@pytest.mark.parametrize("N", [
+    1, 2, 7, 8, 9, 17, 33, *(pytest.param(N, marks=pytest.mark.slow) for N in (15, 16, 24, 40, 57))
+])  # fmt: skip
 @pytest.mark.parametrize("splits", [1, 3])
 def test_triangle_visits_every_pair_once(N, splits, monkeypatch, device):
     if not INTERPRETED:

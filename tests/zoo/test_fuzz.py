@@ -159,7 +159,7 @@ def parquet(tmp_path_factory):
     return file.read_bytes()
 
 
-@settings(QUICK, max_examples=150)
+@settings(QUICK, max_examples=300)
 @given(MUTATIONS, st.sampled_from([0, 1024]))
 def test_mutated_parquet_files(tmp_path, parquet, mutations, memory_limit_mib):
     file = tmp_path / "x.parquet"
@@ -200,7 +200,7 @@ def with_right_sums(content):
     return bytes(content)
 
 
-@settings(QUICK, max_examples=150)
+@settings(QUICK, max_examples=300)
 @given(MUTATIONS, st.booleans())
 def test_mutated_tar_archives(tmp_path, archive, mutations, is_summed):
     file = tmp_path / "x.tar"

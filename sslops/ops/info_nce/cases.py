@@ -75,7 +75,7 @@ CASES = [
     Case("in-batch, block edge", 129, 64),
     Case("in-batch, odd width", 64, 63),
     Case("symmetric", 127, 96, options={"symmetric": True, "temperature": 0.07}),
-    Case("symmetric, leading dims", 17, 16, lead=(2, 2), options={"symmetric": True}),
+    Case("symmetric, leading dims", 33, 16, lead=(2, 2), options={"symmetric": True}),
     Case("no normalisation", 64, 32, options={"normalize": False, "temperature": 5.0}),
     Case("leading dims", 17, 32, lead=(3,)),
     Case("unpaired", 31, 64, 127, "unpaired", options={"temperature": 0.07}),
