@@ -133,7 +133,7 @@ def _hub_folder(path):
         raise RunFolderError(f"{path} holds config.json but no model.safetensors")
     try:
         config = json.loads((path / "config.json").read_text())
-        state, classifier = load_file(weights), None
+        state, classifier = load_file(weights), ()
         if transformers_folder.is_known(config):
             about, state = transformers_folder.translate(path, config, state)
         else:
@@ -166,14 +166,14 @@ def _of_timm(path, config):
         "mean": list(expected.get("mean", IMAGENET_MEAN)),
         "std": list(expected.get("std", IMAGENET_STD)),
     }  # fmt: skip
-    return about, expected.get("classifier")
+    classifier = expected.get("classifier") or ()
+    return about, [classifier] if isinstance(classifier, str) else list(classifier)
 
 
 def _load(model, state, path, classifier):
-    """Load all but the classifier; nothing else may be missing or too much."""
-    names = [classifier] if isinstance(classifier, str) else list(classifier or ())
+    """Load all but the layers of the classifier; nothing else may be missing or too much."""
     state = {name: value for name, value in state.items()
-             if not any(name.startswith(f"{n}.") for n in names)}  # fmt: skip
+             if not any(name.startswith(f"{layer}.") for layer in classifier)}  # fmt: skip
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
