@@ -62,6 +62,7 @@ SLICE = [
     Setting("moco", NARROW | SGD, V2),
     Setting("dino", NARROW | ADAMW, PLAIN | {"weight_decay_end": 0.04}),
     Setting("mae", NARROW | ADAMW | dict(backbone="vit_micro_p4", weight_decay=0.05), DECODER),
+    Setting("mae", NARROW | ADAMW | dict(backbone="vit_nano_p4", weight_decay=0.05), DECODER),
 ]
 GPU = dict(image_size=32, epochs=4, batch_size=512, log_every=50, precision="bf16")
 FULL = [
@@ -277,6 +278,7 @@ def main():
     )
     parser.add_argument("data", type=Path, nargs="?", help="folder and start of two files' names")
     parser.add_argument("--method", help="default: all of them")
+    parser.add_argument("--backbone", help="only runs with this encoder")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, default 3")
     parser.add_argument("--first-seed", type=int, default=0, help="of these runs, default 0")
     parser.add_argument("--full", action="store_true", help="all images, ResNet-18 and ViT-Ti")
@@ -285,7 +287,9 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.data is None and not options.tiny:
         parser.error("which data? see --help")
-    settings = [s for s in (FULL if options.full else SLICE) if options.method in (None, s.method)]
+    settings = [s for s in (FULL if options.full else SLICE)
+                if options.method in (None, s.method)
+                and options.backbone in (None, s.training["backbone"])]  # fmt: skip
     if options.tiny:
         settings = [replace(s, training=s.training | TINY) for s in settings]
     machine = measure.machine(device)

@@ -59,6 +59,7 @@ OWN = {
     "vgg_dilated": vgg_dilated,
     "vit_small_moco": vit_small_moco,
     "vit_micro_p4": vit_p4(128, 4, depth=4),  # for runs of minutes on a CPU
+    "vit_nano_p4": vit_p4(64, 2, depth=2),  # an eighth of its work
     "vit_small_p4": vit_p4(384, 6),
     "vit_tiny_p4": vit_p4(192, 3),
 }

@@ -7,16 +7,17 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def projection_head(widths, *, batch_norm=True):
+def projection_head(widths, *, batch_norm=True, std=0.0):
     """Linear layers with ReLU between them, as SimCLR's official code builds its projector.
 
     Hidden layers: linear, batch norm, ReLU. Last layer: linear without bias, batch norm that
-    scales but does not shift. Linear weights start from N(0, 0.01). A hidden layer has a bias of
-    its own only without batch norm, whose shift would make it redundant.
+    scales but does not shift. A hidden layer has a bias of its own only without batch norm, whose
+    shift would make it redundant.
 
     Args:
         widths: features from input to output, such as (512, 512, 128); two numbers give one layer.
         batch_norm: whether every linear layer is followed by batch norm.
+        std: linear weights start from N(0, std²), biases from 0; 0: both as torch draws them.
 
     Returns:
         nn.Sequential, [N, widths[0]] to [N, widths[-1]].
@@ -25,9 +26,10 @@ def projection_head(widths, *, batch_norm=True):
     for depth, (inputs, outputs) in enumerate(pairwise(widths), start=1):
         last = depth == len(widths) - 1
         linear = nn.Linear(inputs, outputs, bias=not (last or batch_norm))
-        nn.init.normal_(linear.weight, std=0.01)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
+        if std:
+            nn.init.normal_(linear.weight, std=std)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
         layers.append(linear)
         if batch_norm:
             layers.append(nn.BatchNorm1d(outputs))

@@ -38,6 +38,8 @@ class Config:
     """Width of z, in features."""
     head_bn: bool = True
     """Batch norm after every linear layer of the head."""
+    head_std: float = 0.0
+    """Standard deviation of the head's first weights; 0: torch's own start. Paper's code: 0.01."""
     crop_min_scale: float = 0.2
     """Smallest random crop, as a share of the image's area. Paper: 0.08."""
     flip: float = 0.5
@@ -62,6 +64,8 @@ class Config:
             raise ValueError(f"temperature must be above 0; got {self.temperature}")
         if self.projector_layers < 1 or self.projector_width < 0 or self.projector_features < 1:
             raise ValueError("projector_layers and projector_features must be at least 1")
+        if not self.head_std >= 0:
+            raise ValueError(f"head_std must be 0 or more; got {self.head_std}")
 
 
 def views(config, image_size):
@@ -159,6 +163,5 @@ def projector(features, config):
         return nn.Identity()
     layers = config.projector_layers if config.projector == "nonlinear" else 1
     hidden = (config.projector_width or features,) * (layers - 1)
-    return projection_head(
-        (features, *hidden, config.projector_features), batch_norm=config.head_bn
-    )
+    return projection_head((features, *hidden, config.projector_features),
+                           batch_norm=config.head_bn, std=config.head_std)  # fmt: skip

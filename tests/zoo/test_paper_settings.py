@@ -18,7 +18,7 @@ RECIPES = {
     "simclr_imagenet": dict(
         backbone="resnet50", batch_size=4096, optimizer="lars", base_lr=0.3, weight_decay=1e-6,
         warmup_epochs=10, temperature=0.1, jitter_strength=1.0, blur=0.5, crop_min_scale=0.08,
-        projector_features=128, projector_layers=2,
+        projector_features=128, projector_layers=2, head_std=0.01,
     ),
     "simclr_cifar10": dict(
         batch_size=512, optimizer="sgd", base_lr=0.12, weight_decay=5e-4, warmup_epochs=10,

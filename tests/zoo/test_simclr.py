@@ -109,7 +109,17 @@ def test_the_head_has_the_layers_of_the_paper(options, kinds):
     assert linears[-1].bias is None
     bn = options.get("head_bn", True)
     assert all((layer.bias is None) == bn for layer in linears[:-1])
-    assert 0.007 < linears[0].weight.std().item() < 0.013
+
+
+def test_the_head_starts_as_torch_or_as_the_papers_code():
+    torch.manual_seed(0)
+    head = simclr.projector(64, Config(head_bn=False))
+    torch.manual_seed(0)
+    assert torch.equal(head[0].weight, nn.Linear(64, 64).weight)
+    head = simclr.projector(64, Config(head_bn=False, head_std=0.01))
+    for linear in head[0], head[2]:
+        assert 0.009 < linear.weight.std().item() < 0.011
+    assert not head[0].bias.any()
 
 
 def test_the_last_norm_scales_and_does_not_shift():
@@ -184,7 +194,7 @@ def test_both_views_are_drawn_alike_with_the_papers_strengths():
     assert not first.solarize and not first.is_affine
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"projector_layers": 0}])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"projector_layers": 0}, {"head_std": -1}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Config(**options)
