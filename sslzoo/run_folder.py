@@ -132,9 +132,10 @@ class Metrics:
         """Continue an older file: drop the rows past `step`, which will be written again."""
         if self.path.exists():
             with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                with reading(self.path, "the metrics of a run"):
-                    rows = [row for row in reader if int(row["step"]) <= step]
+                # A full disk may have cut the last row, even within its step's digits.
+                lines = [line for line in file if line.endswith("\n")]
+            with reading(self.path, "the metrics of a run"):
+                rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
             self._rewrite(rows, ())
 
     def write(self, row):

@@ -41,6 +41,7 @@ def by_dtype(runs, halves):
     Under the interpreter only the cases named in `halves` take half precision, bfloat16 alone;
     others are slow.
     """
+    parameters = []
     for *run, case in runs:
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             is_quick = dtype in (torch.float32, torch.float64) or (
@@ -48,7 +49,8 @@ def by_dtype(runs, halves):
             )
             marks = slow_if(is_interpreted(run[-1]) and not is_quick)
             about = [str(getattr(x, "name", x)) for x in (*run, case, str(dtype)[6:])]
-            yield pytest.param(*run, case, dtype, marks=marks, id="-".join(about))
+            parameters.append(pytest.param(*run, case, dtype, marks=marks, id="-".join(about)))
+    return parameters
 
 
 # Whether torch.compile takes sizes as symbols. Where it does, more can break.

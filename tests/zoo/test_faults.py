@@ -19,7 +19,7 @@ from sslzoo import cli, run_folder
 from sslzoo.data import DataError, open_data
 from sslzoo.failures import REQUEUE, TrainingError
 from sslzoo.methods.simclr import Config, SimCLR
-from sslzoo.run_folder import RunFolder, RunFolderError
+from sslzoo.run_folder import Metrics, RunFolder, RunFolderError
 from sslzoo.training import set_up, train
 from sslzoo.training_config import TrainingConfig
 
@@ -136,6 +136,18 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_so(images, tmp_
         limit.__exit__(None, None, None)
     assert not list(setup.run.path.glob("*.tmp"))
     assert_same_weights(whole, resumed(images, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 8, 9])
+def test_a_row_of_the_metrics_that_a_full_disk_cut_is_dropped(tmp_path, kept):
+    path = tmp_path / "metrics.csv"
+    row = b"12,0.25\r\n"
+    path.write_bytes(b"step,loss\r\n1,0.5\r\n" + row[:kept])
+    metrics = Metrics(path)
+    metrics.cut(step=20)
+    metrics.write({"step": 13, "loss": 0.125})
+    lines = path.read_text().split()
+    assert lines == ["step,loss", "1,0.5", *(["12,0.25"] if kept == len(row) else []), "13,0.125"]
 
 
 def test_no_space_left_is_named_as_such():
