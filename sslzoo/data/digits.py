@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from sslzoo.data.image_data import ImageData, check_split
 
@@ -12,6 +10,10 @@ TEST_SHARE = 0.2
 
 def open_digits(split="train", **_):
     """The digits; `train` and `test` are a fixed stratified split of 1,437 and 360."""
+    # A fifth of the time in which a command starts, and most open other data.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     check_split("digits", split, ("train", "test"))
     digits = load_digits()
     # 17 levels, 0 to 16, to 8 bits.
