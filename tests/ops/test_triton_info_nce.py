@@ -247,6 +247,17 @@ def test_operators_pass_opcheck(symmetric, device):
     torch.library.opcheck(_triton._forward, (q, k, n, T, 1.0, symmetric, True, 0, None, True, True))
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradients_of_half_precision_have_the_dtypes_a_graph_expects(symmetric, device):
+    q, k = (rows(1, 9, 16, seed=s, device=device, dtype=torch.bfloat16) for s in (1, 2))
+    loss, *_, stats, key_sum, norms = _triton._forward(
+        q, k, None, None, 0.3, symmetric, True, 0, None, False, True
+    )
+    saved = torch.ones_like(loss), stats, key_sum, norms, q, k
+    options = None, None, 0.3, symmetric, True, 0, None, [True, True, False, False]
+    torch.library.opcheck(_triton._backward, (*saved, *options), test_utils="test_faketensor")
+
+
 def test_compiles_into_one_graph(device):
     q, k = (rows(2, 9, 16, seed=s, device=device).requires_grad_() for s in (1, 2))
 

@@ -312,7 +312,7 @@ def _backward(
                 positive_offset, exclude_offset, common,
             )  # fmt: skip
         # z = <q, k> / T is linear in q, so T dL/dT = - sum_i <q_i, dL/dq_i>: no pass of its own.
-        dT = (-along.sum() / T).to(T.dtype) if needs[3] else along
+        dT = (-along.sum() / T).to(T.dtype) if needs[3] else query.new_empty(0)
     return dq, dp, dk, dT
 
 
