@@ -58,9 +58,9 @@ prepare() {
                 echo "not installed: $wheel"
         done
     fi
-    local built
-    built=$(ls sslops/_C*.so 2>/dev/null | head -1)
-    if [ -z "$built" ] || [ -n "$(find csrc setup.py -newer "$built" -type f | head -1)" ]; then
+    local built # for this Python: a kernel built for another one cannot be loaded
+    built=sslops/_C$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+    if [ ! -e "$built" ] || [ -n "$(find csrc setup.py -newer "$built" -type f | head -1)" ]; then
         [ -n "$DRY" ] || part build "$PYTHON" setup.py build_ext --inplace
     fi
     spent=$SECONDS

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from sslops import tuning
+from sslops.tracing import constant_when_traced
 from sslops.triton_helpers import (
     INTERPRETED,
     finish_gradient_kernel,
@@ -89,13 +90,25 @@ def why_not(op, *tensors):
     reason = why_not_device(x)
     if reason or INTERPRETED:
         return reason
-    most = tuning.TABLES[tuning.table_of(x)]["tiled_up_to"][op][product(x.dtype)]
+    most, rows = _tiled_up_to(op, x.dtype, x.device)
     if x.shape[-1] > most:
-        precision = torch.get_float32_matmul_precision()
-        rows = "half precision" if x.dtype != torch.float32 else (
-            f"float32 at matmul precision {precision!r}")  # fmt: skip
         return f"{rows} is tiled for a width D of at most {most} here, not {x.shape[-1]}"
     return None
+
+
+# What asks torch about the device or its settings would break a compiled graph.
+@constant_when_traced
+def _tiled_up_to(op, dtype, device):
+    """The largest width D that an op tiles on a device, and in words for which rows."""
+    most = tuning.TABLES[tuning.table_on(device)]["tiled_up_to"][op][product(dtype)]
+    if dtype != torch.float32:
+        return most, "half precision"
+    return most, f"float32 at matmul precision {torch.get_float32_matmul_precision()!r}"
+
+
+@constant_when_traced
+def _capability(device):
+    return torch.cuda.get_device_properties(device).major
 
 
 def why_not_device(x):
@@ -104,7 +117,7 @@ def why_not_device(x):
         return None
     if not x.is_cuda or torch.version.hip:
         return f"Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1), not {x.device}"
-    if torch.cuda.get_device_properties(x.device).major < 8:
+    if _capability(x.device) < 8:
         return "Triton kernels need compute capability 8.0"
     return None
 

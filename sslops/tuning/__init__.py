@@ -51,7 +51,13 @@ _BY_NAME = {table["device"]: name for name, table in TABLES.items() if "device" 
 
 def table_of(x):
     """The name of the table for the device of a tensor."""
-    return name_for(torch.cuda.get_device_properties(x.device)) if x.is_cuda else "sm_80"
+    return table_on(x.device)
+
+
+def table_on(device):
+    """The name of the table for a torch.device."""
+    is_cuda = device.type == "cuda"
+    return name_for(torch.cuda.get_device_properties(device)) if is_cuda else "sm_80"
 
 
 def name_for(properties):

@@ -87,6 +87,20 @@ def test_keys_split_over_programs_give_the_same_sums(splits, fixed, small_tile, 
     torch.testing.assert_close(sums.double() * stats[1, :, None], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_both_sides_split_over_programs_have_their_own_lengths(fixed, small_tile, device):
+    # Not a multiple of 16 rows: the lengths of the keys do not follow those of the queries.
+    q, k = 3 * rows(1, 67, 24, device=device), rows(1, 67, 24, seed=1, device=device)
+    prepared, _ = launch.prepare_rows([q, k], True)
+    options = dict(normalize=True, fixed=fixed, symmetric=True, splits=3)
+    loss, lse, *_ = _triton.softmax_rows(*prepared, prepared[1], 0.1, **options)
+    sides = [reference.info_nce(x.double(), y.double(), None, 0.1, **OPTIONS)
+             for x, y in ((q, k), (k, q))]  # fmt: skip
+    for ours, name in ((loss, "loss"), (lse, "lse")):
+        exact = torch.cat([getattr(side, name)[0] for side in sides])
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_single_candidate_has_loss_zero_and_no_gradient(dtype, device):
     q, k = (rows(1, 8, seed=s, device=device, dtype=dtype).requires_grad_() for s in (1, 2))
@@ -231,6 +245,17 @@ def test_operators_pass_opcheck(symmetric, device):
     n = None if symmetric else rows(1, 12, 16, device=device).requires_grad_()
     T = torch.tensor(0.3, device=device, requires_grad=True)
     torch.library.opcheck(_triton._forward, (q, k, n, T, 1.0, symmetric, True, 0, None, True, True))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradients_of_half_precision_have_the_dtypes_a_graph_expects(symmetric, device):
+    q, k = (rows(1, 9, 16, seed=s, device=device, dtype=torch.bfloat16) for s in (1, 2))
+    loss, *_, stats, key_sum, norms = _triton._forward(
+        q, k, None, None, 0.3, symmetric, True, 0, None, False, True
+    )
+    saved = torch.ones_like(loss), stats, key_sum, norms, q, k
+    options = None, None, 0.3, symmetric, True, 0, None, [True, True, False, False]
+    torch.library.opcheck(_triton._backward, (*saved, *options), test_utils="test_faketensor")
 
 
 def test_compiles_into_one_graph(device):

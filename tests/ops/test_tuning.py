@@ -60,7 +60,7 @@ def test_rows_wider_than_the_table_says_go_to_the_chunked_engine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: device("NVIDIA A100", 8))
 
     class OnDevice:
-        dtype, is_cuda, device = torch.bfloat16, True, "cuda"
+        dtype, is_cuda, device = torch.bfloat16, True, torch.device("cuda")
 
         def __init__(self, D):
             self.shape = (1, 100, D)
@@ -68,3 +68,17 @@ def test_rows_wider_than_the_table_says_go_to_the_chunked_engine(monkeypatch):
     assert launch.why_not("info_nce", OnDevice(64)) is None
     assert "at most 64" in launch.why_not("info_nce", OnDevice(65))
     assert launch.why_not("nt_xent", OnDevice(65)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("D", [64, 256])
+def test_the_choice_of_an_engine_breaks_no_graph(D, dtype, monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "why_not_device", lambda x: None)
+
+    def is_tiled(x):
+        return x + 1 if launch.why_not("nt_xent", x) is None else x
+
+    x = torch.zeros(1, 2, D, dtype=dtype)
+    compiled = torch.compile(is_tiled, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), is_tiled(x))

@@ -15,6 +15,7 @@ from sslops import tuning
 from sslops.ops.color_attention import _triton_dense as dense
 from sslops.ops.color_attention import _triton_topk as topk
 from sslops.ops.color_attention import autograd
+from sslops.triton_launch import why_not_device
 
 MOST_KEPT = 32  # the largest top-k: a program keeps that many cells of each of its rows
 
@@ -35,15 +36,7 @@ def unsupported(target, reference, *args, topk=None, window=None):
         return "an input is empty"
     if max(t.shape[1:].numel() for t in tensors if t.ndim) >= 2**31:
         return "a batch entry has 2^31 elements or more"
-    return None if dense.INTERPRETED else why_not_device(target)
-
-
-def why_not_device(tensor):
-    if not tensor.is_cuda or torch.version.hip:
-        return f"the kernels need an NVIDIA GPU, not {tensor.device}"
-    if torch.cuda.get_device_capability(tensor.device) < (8, 0):
-        return "the kernels need compute capability 8.0"
-    return None
+    return why_not_device(target)
 
 
 def product(dtype):

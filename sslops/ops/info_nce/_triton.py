@@ -148,23 +148,23 @@ def softmax_rows_kernel(
         finish_rows(total, top, positive, rank, scale, shift, out, i < N, rows, loss_ptr,
                      lse_ptr, positive_ptr, rank_ptr, stats_ptr, FIXED, RANK)  # fmt: skip
     else:
-        _store_part(sums_ptr + split * 4 * rows + out, rows, i < N, total, top, rank, positive)
+        _store(sums_ptr + split * 5 * rows + out, rows, i < N, total, top, rank, positive, scale)
 
 
 @triton.jit
-def _store_part(sums_ptr, rows, is_row, total, top, rank, positive):
+def _store(sums_ptr, rows, is_row, total, top, rank, positive, scale):
     tl.store(sums_ptr, total, mask=is_row)
     tl.store(sums_ptr + rows, top, mask=is_row)
     tl.store(sums_ptr + 2 * rows, rank.to(tl.float32), mask=is_row)
     tl.store(sums_ptr + 3 * rows, positive, mask=is_row)
+    tl.store(sums_ptr + 4 * rows, scale, mask=is_row)
 
 
 @triton.jit
 def combine_splits_kernel(
-    q_unit_ptr, temperature, sums_ptr, part_ptr, key_sum_ptr,
-    loss_ptr, lse_ptr, positive_ptr, rank_ptr, stats_ptr,
-    D: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    NORMALIZE: tl.constexpr, FIXED: tl.constexpr, RANK: tl.constexpr, KEY_SUM: tl.constexpr,
+    temperature, sums_ptr, part_ptr, key_sum_ptr, loss_ptr, lse_ptr, positive_ptr, rank_ptr,
+    stats_ptr, D: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr,
+    FIXED: tl.constexpr, RANK: tl.constexpr, KEY_SUM: tl.constexpr,
 ):  # fmt: skip
     """Bring the parts of one row to one shift and add them, always in the same order."""
     row = tl.program_id(0).to(tl.int64)
@@ -172,10 +172,10 @@ def combine_splits_kernel(
     out = row + tl.arange(0, 1)
     s = tl.arange(0, SLOTS)
     is_part = s < SPLITS
-    parts = sums_ptr + s * 4 * rows + row
+    parts = sums_ptr + s * 5 * rows + row
     shift = LOG2_E * inverse_temperature(temperature)
-    scale = shift * load_units(q_unit_ptr, out, out < rows, NORMALIZE)
     positive = tl.load(sums_ptr + 3 * rows + out)
+    scale = tl.load(sums_ptr + 4 * rows + out)
     tops = tl.load(parts + rows, mask=is_part, other=-float("inf"))
     top = tl.max(tops, 0) + tl.zeros([1], tl.float32)
     weight = tl.where(is_part, 1.0 if FIXED else tl.exp2((tops - top) * scale), 0.0)
@@ -212,20 +212,20 @@ def softmax_rows(
     blocks = launch.ceil_div(N, options["ROWS"]) * (rows // N)
     if splits is None:
         splits = launch.choose_splits(blocks, M // options["COLS"], q.x.device)
-    parts, part_sums = (
-        (new(splits, 4, rows), new(splits, *sums.shape)) if splits > 1 else (loss, sums)
-    )
+    parts, part_sums = loss, sums
+    if splits > 1:
+        parts, part_sums = new(splits, 5, rows), new(splits, *sums.shape)
     headroom = 14 if q.x.dtype == torch.float16 and key_sum else 0
-    flags = dict(NORMALIZE=normalize, FIXED=fixed, RANK=rank, KEY_SUM=key_sum, SPLITS=splits)
+    flags = dict(FIXED=fixed, RANK=rank, KEY_SUM=key_sum, SPLITS=splits)
     outputs = (loss, lse, logit, ranks, stats)
     softmax_rows_kernel[(blocks * splits,)](
         q.x, p.x, k.x, q.unit, p.unit, k.unit, temperature, *outputs, parts, part_sums,
         B, N, M, offset, exclude or 0, APART=p is not k, SYMMETRIC=symmetric,
-        EXCLUDE=exclude is not None, HEADROOM=headroom, **flags, **options,
+        EXCLUDE=exclude is not None, NORMALIZE=normalize, HEADROOM=headroom, **flags, **options,
     )  # fmt: skip
     if splits > 1:
         combine_splits_kernel[(rows,)](
-            q.unit, temperature, parts, part_sums, sums, *outputs, D=D, WIDTH=options["WIDTH"],
+            temperature, parts, part_sums, sums, *outputs, D=D, WIDTH=options["WIDTH"],
             SLOTS=launch.power_of_two(splits), num_warps=8, enable_fp_fusion=True, **flags,
         )  # fmt: skip
     return *outputs, sums
@@ -312,7 +312,7 @@ def _backward(
                 positive_offset, exclude_offset, common,
             )  # fmt: skip
         # z = <q, k> / T is linear in q, so T dL/dT = - sum_i <q_i, dL/dq_i>: no pass of its own.
-        dT = (-along.sum() / T).to(T.dtype) if needs[3] else along
+        dT = (-along.sum() / T).to(T.dtype) if needs[3] else query.new_empty(0)
     return dq, dp, dk, dT
 
 

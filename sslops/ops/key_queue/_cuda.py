@@ -20,7 +20,8 @@ def unsupported(stored, pointer, blocks_done, keys, *rest):
 
 @constant_when_traced
 def _runs_on(device_index):
-    return _C.cuda_runs_on(device_index)
+    with torch.cuda.device(device_index):  # the call makes it current; afterwards it is as before
+        return _C.cuda_runs_on(device_index)
 
 
 def launch(name, device, fields):

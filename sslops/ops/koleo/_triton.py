@@ -30,10 +30,11 @@ def nearest_kernel(
     ROWS: tl.constexpr, COLS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Index of the largest <x_i, y_j> / |y_j| over j != i + offset; the lower one of equals."""
-    batch = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(N, ROWS)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
     x_ptr += batch * N * D
     y_ptr += batch * M * D
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
     x_row = i.to(tl.int64)[:, None] * D
     best = tl.full([ROWS], -float("inf"), tl.float32)
     index = tl.zeros([ROWS], tl.int32)
@@ -67,7 +68,7 @@ def nearest(x: torch.Tensor, y: torch.Tensor, offset: int) -> torch.Tensor:
     norm = torch.linalg.vector_norm(at_least_float32(y), dim=-1)
     length = torch.where(norm > 0, norm.reciprocal(), 0.0)
     with torch.cuda.device_of(x):
-        nearest_kernel[(launch.ceil_div(N, rows), B)](
+        nearest_kernel[(launch.ceil_div(N, rows) * B,)](  # a grid's second side ends at 65535
             x, y, length, index, N, M, D, offset, ROWS=rows, COLS=cols, WIDTH=width,
             PRECISION="ieee" if kind == "half" else kind, num_warps=warps, num_stages=stages,
             enable_fp_fusion=True,

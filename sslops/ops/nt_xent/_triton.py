@@ -197,7 +197,7 @@ def _backward(upstream, stats, norms, z, temperature_tensor, temperature, normal
             **common,
         )  # fmt: skip
         # z_ij is quadratic in z: T dL/dT = - 1/2 sum_i <z_i, dL/dz_i>.
-        dT = (-along.sum() / (2 * T)).to(T.dtype) if needs[1] else along
+        dT = (-along.sum() / (2 * T)).to(T.dtype) if needs[1] else z.new_empty(0)
     return dz[0] if needs[0] else dz, dT
 
 
