@@ -82,13 +82,19 @@ engines() {
         --budget "$(left)"
 }
 
-# Floors need the ceilings of this device: measured now unless a results file here has them.
+# Names as benchmarks/results.py does: nvidia-h200.
+device() {
+    nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr A-Z a-z |
+        sed -E 's/[^a-z0-9]+/-/g'
+}
+
+# Floors need the ceilings of this device: measured now unless a results file has them.
 sweep() {
     if [ -n "$DRY" ]; then
         part "sweep_$1" "$PYTHON" benchmarks/run.py --sweep "$1" --tiny --budget "$(left)"
         return
     fi
-    if ! grep -qs '"ceilings"' "$OUT"/*.json; then
+    if ! grep -qs '"ceilings"' "$OUT"/*.json benchmarks/results/"$(device)"_*.json; then
         local start=$((SECONDS - spent))
         ceilings
         spent=$((SECONDS - start))

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+KEPT = Path(__file__).parent / "results"  # of the project
 # What was measured together: it replaces an older measurement as a whole, as ratios are of one run.
 KEYS = {
     "records": ("op", "case", "dtype", "backend"),
@@ -26,7 +26,7 @@ KEYS = {
 
 def folder():
     """Where results go: $OUT, or benchmarks/results/."""
-    return Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
+    return Path(os.environ.get("OUT") or KEPT)
 
 
 def path_of(machine):
@@ -77,10 +77,11 @@ def merge(contents):
 
 
 def known_ceilings(machine):
-    """{name: rate} measured on this device on any day, the latest first; {} without any."""
+    """{name: rate} of this device, here or in the project's results, the latest; {} without any."""
     rates = {}
     name = path_of(machine).name.rsplit("_", 1)[0]
-    for path in sorted(folder().glob(f"{name}_*.json")):
+    paths = {path for place in (KEPT, folder()) for path in place.glob(f"{name}_*.json")}
+    for path in sorted(paths, key=lambda p: (p.name, p.parent == folder())):
         for record in read(path).get("ceilings", []):
             if not record["tiny"]:
                 rates[record["name"]] = record["rate"]

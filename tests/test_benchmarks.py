@@ -26,7 +26,7 @@ from sslops.ops.nt_xent import cases as nt_xent_cases
 
 ROOT = Path(__file__).parents[1]
 GPU_SCRIPT = ROOT / "benchmarks" / "gpu.sh"
-H200 = floors.ceilings({"device": "NVIDIA H200", "date": "2000-01-01"})
+H200 = json.loads((floors.DATA / "devices.json").read_text())["NVIDIA H200"]  # as modelled
 MACHINE = {"device": "Some CPU, 2 cores", "date": "2026-01-02", "commit": "abc", "load": 0.1}
 SMALL = {  # shapes, or cases that no shape names
     "info_nce": ["40x16", "24x90x16",
@@ -54,7 +54,8 @@ MEASURED = [(op, case_of(op, shape)) for op, shapes in SMALL.items() for shape i
 
 @pytest.fixture(autouse=True)
 def out(tmp_path, monkeypatch):
-    """Results go nowhere else."""
+    """Results go nowhere else, and none of the project's is read."""
+    monkeypatch.setattr(results, "KEPT", tmp_path / "kept")
     monkeypatch.setenv("OUT", str(tmp_path))
     return tmp_path
 
@@ -177,6 +178,17 @@ def test_measured_ceilings_take_the_place_of_the_model():
     results.add(machine, "ceilings", [{"name": "exp", "rate": 0.1, "best": 0.1, "tiny": True}])
     rates = floors.ceilings(machine)
     assert rates["copy"] == 4.0 and rates["exp"] == 3.7
+
+
+def test_ceilings_of_the_project_count_until_they_are_measured_anew(monkeypatch):
+    machine = {**MACHINE, "device": "NVIDIA H200"}
+    kept = {"machine": machine, "ceilings": [
+        {"name": name, "rate": rate, "tiny": False} for name, rate in (("copy", 3.0), ("exp", 2.0))
+    ]}  # fmt: skip
+    results.KEPT.mkdir()
+    (results.KEPT / results.path_of(machine).name).write_text(json.dumps(kept))
+    results.add(machine, "ceilings", [{"name": "copy", "rate": 4.0, "tiny": False}])
+    assert results.known_ceilings(machine) == {"copy": 4.0, "exp": 2.0}
 
 
 # Gates and peers
