@@ -50,13 +50,18 @@ def curves_table(records):
     """How far apart the loss curves of both sides are, and how far those of one side's seeds."""
     heads = ("method", "largest gap between the sides' mean curves", "largest spread over seeds")
     lines = ["", f"| {' | '.join(heads)} |", "|---|---|---|"]
-    for (method, *_), sides in settings(records).items():
+    for (method, model, *_), sides in settings(records).items():
         curves = [[r["loss"] for r in rows] for rows in sides.values() if "loss" in rows[0]]
         if len(curves) == 2:
             gap = max(abs(a - b) for a, b in zip(*map(mean_curve, curves), strict=True))
             spread = max(max(e) - min(e) for runs in curves for e in zip(*runs, strict=True))
-            lines.append(f"| {method} | {gap:.3f} | {spread:.3f} |")
+            lines.append(f"| {short(method, model)} | {gap:.3f} | {spread:.3f} |")
     return lines if lines[3:] else []
+
+
+def short(method, model):
+    """The method and its encoder, without sizes."""
+    return f"{method}, {model.split(', ')[0]}"
 
 
 def mean_curve(runs):
@@ -94,12 +99,12 @@ def plot_curves(records, path):
     found = settings(records)
     figure, panels = plt.subplots(1, len(found), figsize=(3.6 * len(found), 3.2), squeeze=False,
                                   layout="constrained")  # fmt: skip
-    for axes, ((method, *_), sides) in zip(panels[0], found.items(), strict=True):
+    for axes, ((method, model, *_), sides) in zip(panels[0], found.items(), strict=True):
         for color, (variant, rows) in zip(("C0", "C1"), sides.items(), strict=False):
             for i, r in enumerate(r for r in rows if "loss" in r):
                 epochs = range(1, len(r["loss"]) + 1)
                 axes.plot(epochs, r["loss"], color=color, alpha=0.7, label=variant * (i == 0))
-        axes.set(title=method, xlabel="epoch", ylabel="loss")
+        axes.set(title=short(method, model), xlabel="epoch", ylabel="loss")
         axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
