@@ -159,8 +159,12 @@ def evaluate_command(argv):
     if name != "all":
         show_result(evaluate.evaluate(name, subject, config))
         return 0
-    for part, result, reason in evaluate.evaluate_all(subject, config):
-        print(f"[{part}]" + f" left out: {reason}" * bool(reason))
+    parts = evaluate.evaluate_all(
+        subject, config, announce=lambda part: print(f"[{part}]", flush=True)
+    )
+    for _, result, reason in parts:
+        if reason:
+            print(f"left out: {reason}")
         if result:
             show_result(result)
     return 0

@@ -54,11 +54,18 @@ def evaluate(name, subject, config):
     return result
 
 
-def evaluate_all(subject, config):
-    """Each protocol's name, its Result or None, and why it was left out or None."""
+def evaluate_all(subject, config, announce=lambda name: None):
+    """Each protocol's name, its Result or None, and why it was left out or None.
+
+    Args:
+        subject: Subject.
+        config: AllConfig.
+        announce: called with the name of a protocol before it begins.
+    """
     for name in registry.evaluators():
         if name in config.skip or (config.only and name not in config.only):
             continue
+        announce(name)
         module = registry.evaluator(name)
         reason = module.unsuitable(subject) if hasattr(module, "unsuitable") else None
         try:

@@ -2,9 +2,45 @@
 
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 LINES_IN_A_LOG_FILE = 10
+
+_has_bar = False  # one at a time: a loop within a run or within another loop shows none
+
+
+@contextmanager
+def _only_bar():
+    global _has_bar
+    _has_bar = True
+    try:
+        yield
+    finally:
+        _has_bar = False
+
+
+def with_bar(steps, total, what):
+    """The items of `steps`; while they last, a bar on standard error, if that is a terminal.
+
+    Args:
+        steps: an iterable.
+        total: how many items it has.
+        what: words before the bar.
+    """
+    console = Console(stderr=True)
+    if _has_bar or not console.is_terminal:
+        yield from steps
+        return
+    with _only_bar():
+        yield from track(steps, what, total=total, console=console, transient=True)
 
 
 class Report:
@@ -39,7 +75,7 @@ class Report:
             TextColumn("steps  loss {task.fields[loss]}  {task.fields[speed]} images/s  left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as self._bar:
+        with _only_bar(), Progress(*columns, console=self.console, transient=True) as self._bar:
             self._task = self._bar.add_task("", total=total, completed=done, loss="-", speed="-")
             yield
         self._bar = None

@@ -1,11 +1,14 @@
 """Features of a whole data set from a frozen encoder."""
 
+import math
+
 import torch
 from torch.utils.data import DataLoader
 
 from sslzoo import backbones
 from sslzoo.data import DataError
 from sslzoo.pixels import centre_view
+from sslzoo.progress import with_bar
 from sslzoo.views import normalise
 
 
@@ -45,6 +48,7 @@ def extract_layers(backbone, data, layers, size, mean, std, *, device="cpu", bat
         ({layer: features float32 [N, d]}, labels int64 [N] or None), on the CPU.
     """
     views = evaluation_views(data, size, batch_size, workers)
+    views = with_bar(views, math.ceil(len(data) / batch_size), "features")
     features = encode(backbone, views, layers, mean, std, device=device, tokens=tokens, dtype=dtype)
     return features, data.labels
 

@@ -15,6 +15,7 @@ from sslzoo.evaluation.layer_decay import decayed_groups
 from sslzoo.evaluation.regularisers import RandAugment, RandomErasing, mixing, set_drop_path
 from sslzoo.loader import ViewLoader
 from sslzoo.optimizers import build
+from sslzoo.progress import with_bar
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine
 from sslzoo.views import ViewSpec
 
@@ -130,7 +131,8 @@ def fit(model, data, view, recipe, *, seed, device, frozen=frozenset(), dtype=No
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        for step, batch in enumerate(batches(loader, recipe.epochs)):
+        seen = with_bar(batches(loader, recipe.epochs), steps, "fine-tuning")
+        for step, batch in enumerate(seen):
             lr = warmup_cosine(step, steps, peak, warmup_steps=warmup, minimum=recipe.min_lr)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]

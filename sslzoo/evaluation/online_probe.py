@@ -11,6 +11,7 @@ from sslzoo.evaluation.finetuning import SHIFT
 from sslzoo.evaluation.sgd_probe import Probe
 from sslzoo.evaluation.subject import DTYPES
 from sslzoo.loader import ViewLoader
+from sslzoo.progress import with_bar
 from sslzoo.views import ViewSpec
 
 WHOLE = dict(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
@@ -48,7 +49,7 @@ def online_probe(subject, augment, *, flip=0.5, learning_rates, weight_decays, e
                         workers=subject.common.workers, drop_last=False)  # fmt: skip
     steps = epochs * loader.steps_per_epoch
     batches = (batch for epoch in range(epochs) for batch in loader.epoch(epoch))
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(with_bar(batches, steps, "linear probe")):
         features = features_of(subject, batch.views[0])
         for layer, probe in probes.items():
             probe.learn(features[layer], batch.labels, step / steps)

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from sslzoo.backbones import dense_features
 from sslzoo.data import DataError
 from sslzoo.data.annotated import IGNORED
+from sslzoo.progress import with_bar
 
 NECK = 128  # channels of the map that the detector sees
 BOXES = 128  # of an image that a step learns from
@@ -130,7 +131,8 @@ def _train(model, data, flip, loss_of, rate, steps, batch_size, seed, workers):
     weights = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.SGD(weights, rate(0), MOMENTUM, weight_decay=WEIGHT_DECAY)
     model.train()
-    for step, pairs in enumerate(batches(data, steps, batch_size, seed, workers)):
+    drawn = batches(data, steps, batch_size, seed, workers)
+    for step, pairs in enumerate(with_bar(drawn, steps, "the head")):
         optimizer.param_groups[0]["lr"] = rate(step)
         generator = np.random.default_rng((seed, step))
         pairs = [flip(*pair) if generator.random() < 0.5 else pair for pair in pairs]

@@ -1,6 +1,7 @@
 """Errors of a linear probe on corrupted images, and on other data sets of the same classes."""
 
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sslzoo.evaluation.robustness import (
     shared_classes,
     shift,
 )
+from sslzoo.progress import with_bar
 
 VERSION = 1
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -71,12 +73,12 @@ def evaluate(subject, config):
     models = {"trained": judged(subject, subject.backbone, views, labels)}
     if config.reference:
         models["untrained"] = judged(subject, subject.untrained(), views, labels)
-    for kind in kinds:
-        for severity in config.severities:
-            changed = corrupted(views, kind, severity, subject.seed, textures)
-            for model in models.values():
-                error = model.probe.error(encode(subject, model.backbone, changed), labels)
-                model.errors.setdefault(kind, []).append(error)
+    changes = list(product(kinds, config.severities))
+    for kind, severity in with_bar(changes, len(changes), "corruptions"):
+        changed = corrupted(views, kind, severity, subject.seed, textures)
+        for model in models.values():
+            error = model.probe.error(encode(subject, model.backbone, changed), labels)
+            model.errors.setdefault(kind, []).append(error)
     rows = corruption_rows(models, len(labels)) if kinds else []
     rows += shift_rows(subject, config, models["trained"], views, labels)
     rows += other_rows(subject, config, models["trained"])

@@ -16,6 +16,7 @@ from sslzoo.evaluation.tracking import score_sequence
 from sslzoo.evaluation.tracking_data import fingerprint, keypoints, labelled_videos, true_masks
 from sslzoo.evaluation.tracking_rows import copied_rows, follow, mask_rows, pck_rows, pooled
 from sslzoo.masks import SHEET_COLUMNS, joint_tiles, overlay, save_mask, save_sheet, tile
+from sslzoo.progress import with_bar
 from sslzoo.tracker import Tracker
 from sslzoo.tracking_config import TrackerConfig
 
@@ -75,7 +76,7 @@ def evaluate(subject, config):
         tracker = Tracker(subject, layer, config)
         sheets = Sheets(subject, layer, config)
         scores, places = {}, {}
-        for name, video in videos.items():
+        for name, video in with_bar(videos.items(), len(videos), "videos"):
             true = truth.get(name)
             mask = None if true is None else true[0]
             masks, tracked = follow(tracker, video, mask, joints.get(name))

@@ -46,7 +46,7 @@ def test_all_says_the_same_again_and_leaves_out_what_the_data_does_not_have(run,
     done = {entry["protocol"] for entry in first}
     assert done == {*registry.evaluators()} - LEFT_OUT
     for name in LEFT_OUT:
-        assert f"[{name}] left out: " in printed
+        assert f"[{name}]\nleft out: " in printed
     numbers = [row["value"] for entry in first for row in entry["results"]]
     assert sum(value is not None for value in numbers) == 76
     for entry in first:

@@ -268,7 +268,7 @@ def test_all_runs_what_the_data_allows(tmp_path, capsys, monkeypatch):
             "--skip", "[efficiency,attention]"]  # fmt: skip
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "[knn] left out: this evaluation needs labels; the data has none" in out
+    assert "[knn]\nleft out: this evaluation needs labels; the data has none" in out
     assert "[embedding]\n" in out and "t-SNE 30, trustworthiness: " in out
     assert {entry["protocol"] for entry in load(tmp_path / "out/evaluation.json")} == {
         "embedding"}  # fmt: skip
