@@ -16,6 +16,7 @@ from sslzoo.evaluation import cache
 from sslzoo.evaluation.features import encode, evaluation_views
 from sslzoo.evaluation.opening import fit_to, open_backbone, random_twin
 from sslzoo.kinds import KINDS
+from sslzoo.progress import with_bar
 from sslzoo.views import normalise
 
 BATCH = 256  # images of a forward pass
@@ -201,6 +202,7 @@ class Subject:
             model = backbone or self.backbone
             return {None: self.kind.extract(model, data, *self.view, device=self.device)[0]}
         views = evaluation_views(data, self.size, BATCH, self.common.workers)
+        views = with_bar(views, math.ceil(len(data) / BATCH), "features")
         return self.encode(views, layers, backbone)
 
     def encode(self, views, layers=(None,), backbone=None):
