@@ -7,6 +7,7 @@ command line; the later one wins. `method:` in a file is the method's name.
 import re
 from argparse import ArgumentError
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from sslzoo import registry
 
 # Meaning and unit of an option stand below its field, where a reader of the code sees them.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# An option is never guessed from its first letters: --k would be --keypoints to some protocols.
+Parser = partial(ArgumentParser, allow_abbrev=False, exit_on_error=False)
 
 PRETRAIN_HELP = """\
 usage: sslzoo pretrain METHOD [options]
@@ -59,11 +62,10 @@ def parse_pretrain(argv, prog=None):
     # A method file by its whole path, so that it is found from another folder.
     name = str(Path(named).resolve()) if registry.is_method_file(named) else named
     module = registry.method(name)
-    parser = ArgumentParser(
+    parser = Parser(
         prog=prog or f"sslzoo pretrain {named}",
         description=(module.__doc__ or named).splitlines()[0],
         print_config="--print_config",
-        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file, or the name of a recipe")
     parser.add_argument("--method", choices=[name, named], default=name,
@@ -152,9 +154,7 @@ def parse_evaluate(argv):
         raise ValueError(f"evaluate needs one of {names}, or all, and a backbone")
     name, *words = argv
     cls = AllConfig if name == "all" else registry.evaluator(name).Config
-    parser = ArgumentParser(
-        prog=f"sslzoo evaluate {name}", description=cls.__doc__, exit_on_error=False
-    )
+    parser = Parser(prog=f"sslzoo evaluate {name}", description=cls.__doc__)
     parser.add_argument("run", help="run folder, backbone.safetensors, checkpoint.pt, a folder "
                         "with config.json and model.safetensors, or a name of timm")  # fmt: skip
     parser.add_class_arguments(cls)
@@ -167,10 +167,9 @@ def parse_evaluate(argv):
 
 def parse_report(argv):
     """The options of `sslzoo report`: runs, out."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="sslzoo report",
         description="One HTML file about a run, or about several side by side, without a network.",
-        exit_on_error=False,
     )
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument("--out", default="", help="HTML file, which is replaced; empty is "
@@ -183,10 +182,9 @@ def parse_report(argv):
 
 def parse_import(argv):
     """The options of `sslzoo import`: file, out, backbone."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="sslzoo import",
         description="Official weights of MoCo, MAE, DINO or DINOv2 into a backbone of ours.",
-        exit_on_error=False,
     )
     parser.add_argument("file", help=".safetensors, or a checkpoint that torch.save wrote")
     parser.add_argument("--out", required=True, help="folder for the backbone and the report")
@@ -196,10 +194,8 @@ def parse_import(argv):
 
 def parse_export(argv):
     """The options of `sslzoo export`: run, to, out."""
-    parser = ArgumentParser(
-        prog="sslzoo export",
-        description="A run's backbone in another library's layout.",
-        exit_on_error=False,
+    parser = Parser(
+        prog="sslzoo export", description="A run's backbone in another library's layout."
     )
     layouts = ["timm", "torchvision", "safetensors", "huggingface"]
     parser.add_argument("run", help="run folder, backbone.safetensors or checkpoint.pt")
@@ -212,9 +208,7 @@ def parse_propagate(argv):
     """(run, checkpoint or encoder, its options) from a command line."""
     from sslzoo.tracking_config import PropagateConfig
 
-    parser = ArgumentParser(
-        prog="sslzoo propagate", description=PropagateConfig.__doc__, exit_on_error=False
-    )
+    parser = Parser(prog="sslzoo propagate", description=PropagateConfig.__doc__)
     parser.add_argument(
         "run", help="run folder, backbone.safetensors, checkpoint.pt or a name of timm"
     )

@@ -148,6 +148,8 @@ def test_print_config_is_a_config(capsys, photos, tmp_path):
         (["pretrain", "--config"], "--config needs a value"),
         (["pretrain", "--resume", "no/where"], "no/where is no run folder"),
         (["evaluate", "lniear", "run"], "unknown evaluator 'lniear'; did you mean linear?"),
+        (["evaluate", "tracking", "run", "--k", "5"], "unknown option 'k'"),
+        (["pretrain", "simclr", "--temp", "1"], "unknown option 'temp'"),
         (["evaluate", "knn", "no/where"], "no/where holds no backbone.safetensors"),
         (["evaluate", "knn"], "required: run"),
         (["list", "method"], "did you mean methods?"),
