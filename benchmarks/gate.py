@@ -66,5 +66,5 @@ def compare(ours, expected, dtype, what):
         ((o - e).abs().max() / e.abs().max()).item() for o, e in zip(ours, expected, strict=True)
     ]
     print(f"correct against {what}: relative errors " + " ".join(f"{e:.1e}" for e in errors))
-    if not max(errors) <= ALLOWED[dtype]:
+    if not all(e <= ALLOWED[dtype] for e in errors):  # max would pass over a NaN that is not first
         sys.exit(f"wrong: more than {ALLOWED[dtype]} away from {what}; no speed is measured")

@@ -201,8 +201,11 @@ def graph_ms(variant, tensors, device, repeats=20):
         side.synchronize()
         with torch.cuda.graph(graph):
             step()
-    except FAILURES as error:
+    except failures() as error:
         torch.cuda.synchronize()
+        # The generator still takes itself for captured and would draw no more: it gets a new state.
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
         return {"absent": in_one_line(error)}
     replay = Variant("graph", lambda *_: graph.replay())
     return quantiles_ms([one_run(replay, tensors, device)[0] for _ in range(repeats)])

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import time
+import traceback
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -44,7 +45,8 @@ def main():
     print("\n".join(f"{key:<8} {value}" for key, value in machine.items()), flush=True)
     run = Run(options, device, machine)
     if options.sweep:
-        run.sweep([*sweeps.SWEEPS] if options.sweep == "all" else [options.sweep])
+        ops = [*sweeps.SWEEPS] if options.sweep == "all" else [options.sweep]
+        sys.exit(1 if run.sweep(ops) else 0)
     else:
         for op in options.op or OPS:
             cases = importlib.import_module(f"sslops.ops.{op}.cases")
@@ -94,10 +96,14 @@ class Run:
                 for r in records if r["commit"] == self.machine["commit"]}  # fmt: skip
 
     def sweep(self, ops):
-        """The first entry of every op, then the second of every op, until the time is over."""
+        """The first entry of every op, then the second of every op, until the time is over.
+
+        Returns:
+            The cases that failed; those after them are measured all the same.
+        """
         end = time.monotonic() + (self.options.budget or SWEEP_BUDGET[self.device])
         rounds = [[e for e in entries if e] for entries in zip_longest(*map(self.entries, ops))]
-        later, missed = sum(map(len, rounds)), []
+        later, missed, failed = sum(map(len, rounds)), [], []
         for entries in rounds:
             later -= len(entries)
             for i, (op, dtype, case) in enumerate(entries):
@@ -107,9 +113,24 @@ class Run:
                     continue
                 # Half of the time goes to checks and first runs. An op alone shares it evenly.
                 waiting = len(entries) - i + later / len(ops)
-                self.case(op, case, dtype, seconds=left / (2 * waiting))
+                if not self.succeeds(op, case, dtype, seconds=left / (2 * waiting)):
+                    failed.append(f"{op} {case.name} {dtype}")
         if missed:
             print(f"\nout of time, not measured: {', '.join(missed)}", flush=True)
+        if failed:
+            print(f"\nfailed, not measured: {', '.join(failed)}", flush=True)
+        return failed
+
+    def succeeds(self, op, case, dtype, seconds):
+        """Measure a case; whether it could be: wrong values and want of memory end it alone."""
+        try:
+            self.case(op, case, dtype, seconds=seconds)
+        except (SystemExit, *measure.failures()) as error:
+            print(f"{op}, {case.name}, {dtype}: {measure.in_one_line(error)}", flush=True)
+            traceback.print_exc()
+            measure.synchronise(self.device)  # raises where the device itself is lost
+            return False
+        return True
 
     def entries(self, op):
         """[(op, dtype name, Case)] of a sweep that are not measured yet."""
@@ -157,22 +178,29 @@ class Run:
         return [
             dict(variant=v.name, absent=v.absent)
             if v.absent
-            else dict(
-                variant=v.name,
-                same_loss=v.same_loss,
-                ms=times[v.name],
-                peak_mib=measure.peak_mib(
-                    lambda v=v: measure.one_run(v, inputs[0], device), device, has_run=True
-                ),
-                launches=measure.launches(v, inputs[0], device),
-                graph_ms=self.graph_ms(v, inputs[0], times[v.name]),
-            )
+            else self.row(v, inputs[0], times[v.name])
             for v in variants
         ]
 
-    def graph_ms(self, variant, tensors, times):
+    def row(self, variant, tensors, times):
+        """What is known of a variant that ran."""
+        device, launches = self.device, measure.launches(variant, tensors, self.device)
+        return dict(
+            variant=variant.name,
+            same_loss=variant.same_loss,
+            ms=times,
+            peak_mib=measure.peak_mib(
+                lambda: measure.one_run(variant, tensors, device), device, has_run=True
+            ),
+            launches=launches,
+            graph_ms=self.graph_ms(variant, tensors, times, launches),
+        )
+
+    def graph_ms(self, variant, tensors, times, launches):
         if self.device != "cuda" or times["both"]["median"] > GRAPH_MS:
             return None
+        if launches["waits"]:  # a capture that fails leaves traces in the process
+            return {"absent": "it waits for the device"}
         return measure.graph_ms(variant, tensors, self.device)
 
 

@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import pages, run, sweeps
 
@@ -71,6 +72,32 @@ def test_a_sweep_ends_in_time_whatever_its_cases_take(monkeypatch, capsys):
     seen, end = timed_sweep(monkeypatch, lambda op, case: 20)
     assert end < 300 and {op for op, _ in seen} == set(sweeps.SWEEPS)
     assert "out of time, not measured" in capsys.readouterr().out
+
+
+def test_a_case_that_fails_does_not_end_a_sweep(monkeypatch, capsys):
+    errors = [SystemExit("wrong: no speed is measured"), torch.OutOfMemoryError("out of memory")]
+    seen = []
+
+    def case(self, op, case, dtype, seconds):
+        seen.append(case.name)
+        if len(seen) <= len(errors):
+            raise errors[len(seen) - 1]
+
+    monkeypatch.setattr(run.Run, "case", case)
+    options = Namespace(budget=None, tiny=False, backend=None, skip_done=False)
+    failed = run.Run(options, "cpu", {}).sweep(["nt_xent"])
+    assert seen == [c.name for _, c in sweeps.entries("nt_xent", "cpu")]
+    assert failed == [f"nt_xent {name} float32" for name in seen[:2]]
+    said = capsys.readouterr().out
+    assert "out of memory" in said and f"failed, not measured: {', '.join(failed)}" in said
+
+
+def test_what_waits_is_not_captured_in_a_graph():
+    asked = run.Run(Namespace(skip_done=False), "cpu", {})
+    asked.device = "cuda"
+    quick = {"both": {"median": 0.01}}
+    found = asked.graph_ms(None, [], quick, {"forward": 1, "backward": 0, "waits": 1})
+    assert found == {"absent": "it waits for the device"}
 
 
 def test_a_slow_machine_still_measures_the_headline_of_every_op(monkeypatch):

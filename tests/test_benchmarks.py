@@ -228,6 +228,13 @@ def test_a_wrong_op_is_not_timed(monkeypatch):
                     torch.float32)  # fmt: skip
 
 
+def test_a_gradient_of_nan_does_not_pass_behind_a_right_loss():
+    one = torch.ones(2, dtype=torch.float64)
+    gate.compare([one, one], [one, one], torch.float32, "itself")
+    with pytest.raises(SystemExit, match="no speed is measured"):
+        gate.compare([one, one * torch.nan], [one, one], torch.float32, "itself")
+
+
 @pytest.mark.parametrize("op, case", MEASURED[:4], ids=lambda x: getattr(x, "name", x))
 def test_parts_of_the_rows_add_up_to_the_loss(op, case, monkeypatch):
     peers = Peers(op)
