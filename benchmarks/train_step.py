@@ -202,8 +202,15 @@ def compare(setting, device, tiny, seconds):
     """A record for ours and for lightly's, or the reason why there is none."""
     about = dict(method=setting.method, model=setting.model, tiny=tiny)
     sides, absent = sides_of(setting, device)
+    peaks = {}
+    for name in [*sides]:
+        try:
+            peaks[name] = peak(sides[name], device)
+        except measure.failures() as error:  # memory, or workers of a loader without theirs
+            del sides[name]
+            absent[name] = f"failed: {measure.in_one_line(error)}"
+            measure.synchronise(device)  # raises where the device itself is lost
     times = {name: [] for name in sides}
-    peaks = {name: peak(side, device) for name, side in sides.items()}
     end = time.monotonic() + seconds
     for round_ in range(2 if tiny else 10):  # blocks of steps on a GPU, where one is short
         for name, side in sides.items():
@@ -234,6 +241,8 @@ def sides_of(setting, device):
     except ModuleNotFoundError as error:
         missing = "lightly" if sides else "sslops"
         return sides, {missing: f"{error.name} is not installed"}
+    except measure.failures() as error:
+        return sides, {"lightly" if sides else "sslops": f"failed: {measure.in_one_line(error)}"}
     return sides, {}
 
 
