@@ -127,7 +127,7 @@ class ClipLoader(ViewLoader):
 
 def finish_clips(clips, spec, drawn):
     """uint8 [B, F, 3, S, S] to float, 0 to 1, flipped where that was drawn."""
-    flip = drawn["flip"].to(clips.device)[:, None, None, None, None]
+    flip = drawn["flip"].to(clips.device, non_blocking=True)[:, None, None, None, None]
     clips = clips.float() / 255
     return torch.where(flip, clips.flip(-1), clips)
 

@@ -18,4 +18,5 @@ def project(pixels):
     """Images [..., 3, H, W] without their green-magenta part; others have none and stay."""
     if pixels.shape[-3] != 3:
         return pixels
-    return torch.einsum("dc,...chw->...dhw", projection().to(pixels), pixels)
+    axis = projection().to(pixels, non_blocking=True)
+    return torch.einsum("dc,...chw->...dhw", axis, pixels)

@@ -125,8 +125,10 @@ class ViewLoader:
 
     def batch(self, views, indices):
         indices = torch.from_numpy(indices)
-        labels = None if self.labels is None else self.labels[indices.to(self.device)]
-        return Batch(views, indices, labels)
+        if self.labels is None:
+            return Batch(views, indices, None)
+        # A copy that blocks would wait for all that the device still has to do.
+        return Batch(views, indices, self.labels[indices.to(self.device, non_blocking=True)])
 
 
 class MadeByWorkers:

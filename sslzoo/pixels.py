@@ -30,5 +30,5 @@ def grey(x):
     """Luminance [B, 1, H, W] of [B, C, H, W]: weights of ITU-R 601; a grey image is its own."""
     if x.shape[1] == 1:
         return x
-    weights = torch.tensor([0.2989, 0.587, 0.114], dtype=x.dtype, device=x.device)
+    weights = torch.tensor([0.2989, 0.587, 0.114], dtype=x.dtype).to(x.device, non_blocking=True)
     return (x * weights[:, None, None]).sum(1, keepdim=True)

@@ -62,7 +62,7 @@ class HeldViews(torch.utils.data.Dataset):
 
     def __getitem__(self, item):
         epoch, indices = item
-        index = torch.from_numpy(indices).to(self.images.device)
+        index = torch.from_numpy(indices).to(self.images.device, non_blocking=True)
         images = self.images[index]
         H, W = images.shape[-2:]
         drawn = [sslops.sample_parameters(spec, self.seed, epoch, index, view, height=H, width=W)

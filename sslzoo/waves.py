@@ -82,7 +82,7 @@ class WaveLoader(ViewLoader):
                 windows = [self.window(spec, *draw)
                            for draw in zip(indices, place, others, strict=True)]  # fmt: skip
                 x = (torch.stack(windows)[:, None] - spec.mean[0]) / spec.std[0]
-                views.append(x.to(self.device))
+                views.append(x.to(self.device, non_blocking=True))
             yield self.batch(views, indices)
 
     def window(self, spec, index, place, others):

@@ -179,6 +179,17 @@ def test_views_on_a_gpu_equal_those_on_the_cpu(folder):
             torch.testing.assert_close(b.views[0].cpu(), a.views[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.gpu
+def test_nothing_waits_for_the_device_between_two_batches():
+    batches = ViewLoader(open_data("digits"), [GREY], batch_size=64, device="cuda").epoch(0)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_seed_changes_order_and_views():
     data = open_data("digits", "test")
     one, two = (collect(data, [GREY], seed=seed)[0] for seed in (0, 1))
