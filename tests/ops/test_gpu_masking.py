@@ -1,5 +1,7 @@
 """The CUDA kernels of masking against the specification on the CPU, replayed graphs, no waiting."""
 
+import math
+
 import pytest
 import torch
 from gpu_helpers import captured, no_waiting
@@ -140,7 +142,8 @@ def test_restore_tokens_agrees(case, positions, x_dtype, parameter_dtype):
     assert_same(ours[:2], plain[:2])
     for o, p, e in zip(ours[2:], plain[2:], exact[2:], strict=True):
         rounding = torch.finfo(ours[0].dtype).eps * e.abs().max()
-        allowed = 2 * (p.double() - e).abs().max() + 2 * rounding
+        # A sum over many samples rounds often, and the specification's may be right by chance.
+        allowed = 2 * (p.double() - e).abs().max() + (2 + math.log2(case.B)) * rounding
         assert (o.double() - e).abs().max() <= allowed
 
 
