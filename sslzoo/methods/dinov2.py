@@ -204,11 +204,9 @@ class DINOv2(nn.Module):
         config, (global_0, global_1, *local) = self.config, views
         V, B, x = len(views), len(global_0), self.resized(torch.cat([global_0, global_1]))
         masks = self.draw_masks(x, step)  # [2B, N]
-        on_device = masks.to(x.device, non_blocking=True)
-        rows, columns = masks.nonzero().to(x.device, non_blocking=True).unbind(1)
+        rows, columns = beside(x, masks.nonzero()).unbind(1)
         # 2B counts the crops without a mask as well.
-        weights = 1 / (2 * B * masks.sum(1).clamp(min=1))
-        weights = weights.to(x.device, non_blocking=True)[rows]
+        weights = beside(x, 1 / (2 * B * masks.sum(1).clamp(min=1)))[rows]
 
         # Teacher: whole crops.
         with torch.no_grad():
@@ -218,7 +216,7 @@ class DINOv2(nn.Module):
 
         # Student: masked global crops, local ones as they are.
         network = self.student["backbone"]
-        h_s, patches = self.split(vit_tokens(network, x, on_device, self.mask_token))
+        h_s, patches = self.split(vit_tokens(network, x, beside(x, masks), self.mask_token))
         h = [h_s, in_crop_order(lambda x: encode(network, x), local)] if local else [h_s]
         g_s = self.student["dino_head"](torch.cat(h)).view(V, B, -1)
         g_s_patch = self.head(self.student)(patches[rows, columns])
@@ -237,7 +235,7 @@ class DINOv2(nn.Module):
             "dino_local": of_view[2:].sum().detach(),
             "ibot": ibot.detach(),
             "koleo": koleo.detach(),
-            "masked_share": on_device.float().mean(),
+            "masked_share": beside(x, masks.float().mean()),
             "features": features.detach(),
             "targets": self.probabilities(P).flatten(0, 1),
             "patch_targets": self.probabilities(P_patch),
@@ -390,3 +388,8 @@ def heads(d, config):
         made["ibot_head"] = DINOHead(d, config.patch_prototypes,
                                      bottleneck=config.patch_bottleneck, **common)  # fmt: skip
     return made
+
+
+def beside(x, on_cpu):
+    """A tensor of the CPU on the device of x, copied without waiting for what the device does."""
+    return on_cpu.to(x.device, non_blocking=True)
