@@ -74,3 +74,11 @@ def test_a_graph_does_not_break_at_a_marked_function():
 
     compiled = torch.compile(lambda x: x + 1 if opaque() else x, backend="eager", fullgraph=True)
     assert compiled(torch.ones(1)).item() == 2
+
+
+def test_training_on_images_needs_nothing_that_decodes_sounds_or_films():
+    code = (
+        "import sys; sys.modules.update(soundfile=None, av=None, jsonargparse=None); "
+        "import sslzoo.training, sslzoo.methods.simclr"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import soundfile
 import torch
 
 from sslzoo.data.folder import Files, class_folders, split_folders
@@ -131,6 +130,8 @@ class EncodedSounds:
 
 def decode(file, where):
     """(float32 [samples], samples per second) of a sound file, channels averaged."""
+    import soundfile  # images train where it is not installed
+
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
