@@ -4,11 +4,12 @@ import importlib
 import json
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import pages, run, sweeps
+from benchmarks import gate, pages, run, sweeps, train_step
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,3 +113,22 @@ def test_records_of_a_sweep_tell_one_case_from_another():
         for device in ("cpu", "cuda"):
             keys = [json.dumps([case.name, dtype]) for dtype, case in sweeps.entries(op, device)]
             assert len(keys) == len(set(keys)), f"{op} on {device}"
+
+
+def test_a_side_of_a_step_that_fails_is_absent_with_its_reason(monkeypatch):
+    def out_of_memory(views, device):
+        raise torch.OutOfMemoryError("out of memory")
+
+    works = SimpleNamespace(next_views=list, train=lambda views, device: None)
+    fails = SimpleNamespace(next_views=list, train=out_of_memory)
+    sides = {"sslops": works, "lightly": fails}
+    monkeypatch.setattr(train_step, "sides_of", lambda setting, device: (sides, {}))
+    ours, theirs = train_step.compare(train_step.TINY[0], "cpu", True, 1.0)
+    assert ours["images_per_second"] > 0 and theirs["absent"] == "failed: out of memory"
+
+
+def test_a_gradient_of_nan_does_not_pass_behind_a_right_loss():
+    one = torch.ones(2, dtype=torch.float64)
+    gate.compare([one, one], [one, one], torch.float32, "itself")
+    with pytest.raises(SystemExit, match="no speed is measured"):
+        gate.compare([one, one * torch.nan], [one, one], torch.float32, "itself")

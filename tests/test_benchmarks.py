@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sslops
-from benchmarks import floors, gate, measure, results, run, scaling, train_step, tune
+from benchmarks import floors, gate, measure, results, run, scaling, tune
 from benchmarks.baselines import nt_xent
 from benchmarks.measure import Variant
 from benchmarks.peers import Peers, own_variant
@@ -226,25 +226,6 @@ def test_a_wrong_op_is_not_timed(monkeypatch):
     with pytest.raises(SystemExit, match="no speed is measured"):
         peers.check(None, peers.ours(None, case), Variant("eager", nt_xent.eager), case, "cpu",
                     torch.float32)  # fmt: skip
-
-
-def test_a_side_of_a_step_that_fails_is_absent_with_its_reason(monkeypatch):
-    def out_of_memory(views, device):
-        raise torch.OutOfMemoryError("out of memory")
-
-    works = SimpleNamespace(next_views=list, train=lambda views, device: None)
-    fails = SimpleNamespace(next_views=list, train=out_of_memory)
-    sides = {"sslops": works, "lightly": fails}
-    monkeypatch.setattr(train_step, "sides_of", lambda setting, device: (sides, {}))
-    ours, theirs = train_step.compare(train_step.TINY[0], "cpu", True, 1.0)
-    assert ours["images_per_second"] > 0 and theirs["absent"] == "failed: out of memory"
-
-
-def test_a_gradient_of_nan_does_not_pass_behind_a_right_loss():
-    one = torch.ones(2, dtype=torch.float64)
-    gate.compare([one, one], [one, one], torch.float32, "itself")
-    with pytest.raises(SystemExit, match="no speed is measured"):
-        gate.compare([one, one * torch.nan], [one, one], torch.float32, "itself")
 
 
 @pytest.mark.parametrize("op, case", MEASURED[:4], ids=lambda x: getattr(x, "name", x))
