@@ -199,9 +199,17 @@ def main():
     machine = measure.machine(device)
     end = time.monotonic() + options.budget
     asked = [options.question] if options.question else list(QUESTIONS)
+    failed = False
     for i, question in enumerate(asked):
         left = end - time.monotonic()
-        ask(question, device, options.tiny, machine, time.monotonic() + left / (len(asked) - i))
+        until = time.monotonic() + left / (len(asked) - i)
+        try:
+            ask(question, device, options.tiny, machine, until)
+        except measure.failures() as error:  # the others are asked all the same
+            failed = True
+            print(f"{question}: failed: {measure.in_one_line(error)}", flush=True)
+            measure.synchronise(device)  # raises where the device itself is lost
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,9 @@ def pretrain(method, run, options, seconds):
     start, before = time.monotonic(), energy_joules(device)
     code = sslzoo("pretrain", *arguments, seconds=seconds)
     after = energy_joules(device)
-    add_cost(run, time.monotonic() - start, None if before is None else after - before)
     if code not in (0, 75):
         raise SystemExit(f"{method}: the run ended with code {code}")
+    add_cost(run, time.monotonic() - start, None if before is None else after - before)
     return code == 0
 
 
