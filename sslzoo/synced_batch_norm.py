@@ -5,6 +5,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 
 from sslops.distributed import default_group, sum_over_ranks
+from sslops.unit_rows import at_least_float32
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -27,6 +28,8 @@ class _SyncedBatchNorm:
         group = default_group()
         if not self.training or group is None:
             return super().forward(x)
+        # Sums and counts of half-precision numbers, as autocast brings them, are no such numbers.
+        x, dtype = at_least_float32(x), x.dtype
         # C channels, n samples of a channel over all processes
         C, axes = x.shape[1], [0, *range(2, x.ndim)]
         sums = torch.cat([x.sum(axes), x.new_tensor([x.numel() / C])])
@@ -39,7 +42,8 @@ class _SyncedBatchNorm:
         y = centred * _over_channels((var_C + self.eps).rsqrt(), x)
         if self.weight is not None:
             y = y * _over_channels(self.weight, x)
-        return y if self.bias is None else y + _over_channels(self.bias, x)
+        y = y if self.bias is None else y + _over_channels(self.bias, x)
+        return y.to(dtype)
 
     @torch.no_grad()
     def _remember(self, mean, var):

@@ -194,6 +194,23 @@ def test_synced_batch_norm_is_that_of_all_samples(kind):
     assert forks.run(3, check) == [0] * 3
 
 
+def test_synced_batch_norm_takes_half_precision_and_counts_in_full():
+    """bfloat16 has no 301, the samples of each process."""
+    x = 8 + torch.randn(602, 5).bfloat16()
+    wanted = nn.BatchNorm1d(5)
+    y = wanted(x)
+
+    def check(rank):
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+        synced = sync_batch_norm(nn.BatchNorm1d(5), torch.device("cpu"))
+        part = slice(301 * rank, 301 * rank + 301)
+        torch.testing.assert_close(synced(x[part]), y[part], rtol=2**-8, atol=2**-8)
+        torch.testing.assert_close(synced.running_mean, wanted.running_mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(synced.running_var, wanted.running_var, rtol=1e-5, atol=1e-5)
+
+    assert forks.run(2, check) == [0, 0]
+
+
 def outcome(norm, x, target):
     x = x.clone().requires_grad_()
     y = norm(x)
