@@ -1,9 +1,11 @@
 """Batch norm over the samples of all processes, on any device: nn.SyncBatchNorm needs a GPU."""
 
 import torch
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 
 from sslops.distributed import default_group, sum_over_ranks
+from sslops.unit_rows import at_least_float32
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -26,6 +28,8 @@ class _SyncedBatchNorm:
         group = default_group()
         if not self.training or group is None:
             return super().forward(x)
+        # Sums and counts of half-precision numbers, as autocast brings them, are no such numbers.
+        x, dtype = at_least_float32(x), x.dtype
         # C channels, n samples of a channel over all processes
         C, axes = x.shape[1], [0, *range(2, x.ndim)]
         sums = torch.cat([x.sum(axes), x.new_tensor([x.numel() / C])])
@@ -38,7 +42,8 @@ class _SyncedBatchNorm:
         y = centred * _over_channels((var_C + self.eps).rsqrt(), x)
         if self.weight is not None:
             y = y * _over_channels(self.weight, x)
-        return y if self.bias is None else y + _over_channels(self.bias, x)
+        y = y if self.bias is None else y + _over_channels(self.bias, x)
+        return y.to(dtype)
 
     @torch.no_grad()
     def _remember(self, mean, var):
@@ -66,6 +71,20 @@ SYNCED = {
 }
 
 
+class _BatchNormOfAnyShape(nn.modules.batchnorm._BatchNorm):
+    """nn.SyncBatchNorm does not know of how many dimensions it was made."""
+
+    def _check_input_dim(self, x):
+        pass
+
+
+ALONE = {
+    **{synced: plain for plain, synced in SYNCED.items()},
+    nn.SyncBatchNorm: _BatchNormOfAnyShape,
+    SyncBatchNormAct: BatchNormAct2d,
+}
+
+
 def sync_batch_norm(module, device):
     """Let every batch norm inside `module` take its statistics over all processes.
 
@@ -81,15 +100,32 @@ def sync_batch_norm(module, device):
     Raises:
         ValueError: a batch norm of a kind that cannot be synchronised on this device.
     """
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    on_gpu = device.type == "cuda"
+    known = (*SYNCED, BatchNormAct2d) if on_gpu else SYNCED
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
             continue
-        if type(layer) not in SYNCED or layer.momentum is None:
+        if type(layer) not in known or (layer.momentum is None and not on_gpu):
             raise ValueError(f"{name or 'the module'} is a {type(layer).__name__} of a kind that "
                              f"several processes cannot share on {device.type}")  # fmt: skip
-        layer.__class__ = SYNCED[type(layer)]
+        if not on_gpu:
+            layer.__class__ = SYNCED[type(layer)]
+    # timm's: torch's own would drop the activation of a norm that has one.
+    return convert_sync_batchnorm(module) if on_gpu else module
+
+
+def batch_norm_alone(module):
+    """Undo `sync_batch_norm`: statistics are those of this process, which others do not wait for.
+
+    Args:
+        module: changed in place; its state_dict keeps names and shapes.
+
+    Returns:
+        module.
+    """
+    for layer in module.modules():
+        if type(layer) in ALONE:
+            layer.__class__ = ALONE[type(layer)]
     return module
 
 

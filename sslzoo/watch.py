@@ -21,6 +21,7 @@ from sslzoo.kinds import KINDS
 from sslzoo.live_tracking import LiveTracking
 from sslzoo.loader import ViewLoader
 from sslzoo.recalibration import recalibrate
+from sslzoo.synced_batch_norm import batch_norm_alone
 from sslzoo.views import normalise
 
 # Rows of a batch that the collapse meters look at, so that they cost little.
@@ -209,7 +210,8 @@ class Watch:
         size, mean, std = (setup.about[name] for name in ("image_size", "mean", "std"))
         views = evaluation_views(some(setup.data), size, batch_size=256)
         whole = (normalise(x.to(setup.device).float() / 255, mean, std) for x in views)
-        return recalibrate(copy.deepcopy(method.backbone), whole)
+        # The other processes are not here: they go on training, or wait.
+        return recalibrate(batch_norm_alone(copy.deepcopy(method.backbone)), whole)
 
     def features(self, data, backbone):
         """Features and labels of at most WATCHED_IMAGES images."""

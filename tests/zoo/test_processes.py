@@ -11,13 +11,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from sslzoo import registry
 from sslzoo.failures import Interrupted
+from sslzoo.methods.relative_patch import Config
 from sslzoo.processes import first_host, slurm_variables
 from sslzoo.run_folder import RunFolder
-from sslzoo.synced_batch_norm import sync_batch_norm
+from sslzoo.synced_batch_norm import batch_norm_alone, sync_batch_norm
 from sslzoo.training import set_up, train
 from sslzoo.training_config import TrainingConfig
 
@@ -192,6 +194,23 @@ def test_synced_batch_norm_is_that_of_all_samples(kind):
     assert forks.run(3, check) == [0] * 3
 
 
+def test_synced_batch_norm_takes_half_precision_and_counts_in_full():
+    """bfloat16 has no 301, the samples of each process."""
+    x = 8 + torch.randn(602, 5).bfloat16()
+    wanted = nn.BatchNorm1d(5)
+    y = wanted(x)
+
+    def check(rank):
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+        synced = sync_batch_norm(nn.BatchNorm1d(5), torch.device("cpu"))
+        part = slice(301 * rank, 301 * rank + 301)
+        torch.testing.assert_close(synced(x[part]), y[part], rtol=2**-8, atol=2**-8)
+        torch.testing.assert_close(synced.running_mean, wanted.running_mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(synced.running_var, wanted.running_var, rtol=1e-5, atol=1e-5)
+
+    assert forks.run(2, check) == [0, 0]
+
+
 def outcome(norm, x, target):
     x = x.clone().requires_grad_()
     y = norm(x)
@@ -205,6 +224,43 @@ def test_a_batch_norm_that_cannot_be_synced_is_named():
         sync_batch_norm(
             nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2, momentum=None)), torch.device("cpu")
         )
+
+
+def small_network():
+    """timm's norm has its activation inside."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 5, 3),
+                         nn.BatchNorm2d(5), nn.Flatten(), nn.BatchNorm1d(20))  # fmt: skip
+
+
+def test_on_gpus_norms_keep_their_activation():
+    network, x = small_network().eval(), torch.randn(2, 3, 6, 6)
+    before = network(x)
+    synced = sync_batch_norm(network, torch.device("cuda"))
+    assert sum(isinstance(layer, nn.SyncBatchNorm) for layer in synced) == 3
+    assert torch.equal(synced(x), before) and (before != 0).any()
+
+
+def test_synced_batch_norm_can_be_that_of_one_process_again():
+    """nn.SyncBatchNorm in training mode takes no tensor on the CPU, whatever the group."""
+    network, x = small_network(), torch.randn(2, 3, 6, 6)
+    alone = batch_norm_alone(sync_batch_norm(copy.deepcopy(network), torch.device("cuda")))
+    assert torch.equal(alone(x), network(x))
+    state = alone.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+def test_one_process_judges_an_encoder_of_parts_while_the_other_waits(photos, tmp_path):
+    """Its batch norm is recalibrated for that, in the main process alone."""
+    config = TrainingConfig(data=str(photos), backbone="convnet4", image_size=30, batch_size=10,
+                            epochs=2, warmup_epochs=0, log_every=1, knn_every=1, timeout=20,
+                            device="cpu", out=str(tmp_path / "run"))  # fmt: skip
+
+    def run(rank):
+        train(set_up("relative_patch", Config(), config))
+
+    assert forks.run(2, run) == [0, 0]
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 8 and "knn_accuracy" in rows[0]
 
 
 # SLURM
