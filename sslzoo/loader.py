@@ -92,7 +92,7 @@ class ViewLoader:
         return len(self.data)
 
     def make(self, workers):
-        """(epoch, first step) -> batches."""
+        """(epoch, first step, whether here and not by workers) -> batches."""
         parts = self.specs, self.seed
         if self.maker == "torchvision":
             return MadeByWorkers(self, workers, TorchvisionViews(self.data, *parts))
@@ -101,9 +101,13 @@ class ViewLoader:
         workers = workers if self.device.type == "cpu" else 0  # a GPU makes them at once
         return MadeByWorkers(self, workers, HeldViews(self.data.images.to(self.device), *parts))
 
-    def epoch(self, epoch, first_step=0):
-        """The batches of an epoch from `first_step` on, as if those before had been consumed."""
-        batches = self._make(epoch, first_step)
+    def epoch(self, epoch, first_step=0, here=False):
+        """The batches of an epoch from `first_step` on, as if those before had been consumed.
+
+        Workers are at one epoch at a time: an earlier iterator is at its end, unless this one is
+        made `here`, in this process.
+        """
+        batches = self._make(epoch, first_step, here)
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -162,11 +166,14 @@ class MadeByWorkers:
             # which workers are told to end, and torch wait 5 s for each: it must not reach them.
             weakref.finalize(self, lambda kept: None, self.batches)
 
-    def __call__(self, epoch, first_step):
-        self.plan.items = [(epoch, indices) for indices in self.loader.shares(epoch, first_step)]
-        here = (self.samples[item] for item in self.plan.items)
-        made = here if self.batches is None else iter(self.batches)
-        for _, indices in self.plan.items:
+    def __call__(self, epoch, first_step, here):
+        items = [(epoch, indices) for indices in self.loader.shares(epoch, first_step)]
+        if here or self.batches is None:
+            made = (self.samples[item] for item in items)
+        else:
+            self.plan.items = items
+            made = iter(self.batches)
+        for _, indices in items:
             views, drawn, wrong = next(made)
             if isinstance(wrong, str):
                 raise DataError(wrong)

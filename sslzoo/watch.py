@@ -123,7 +123,8 @@ class Watch:
         method, was_training = self.setup.whole, self.setup.whole.training
         if not hasattr(method, "pictures"):
             return
-        batch = next(self.setup.loader.epoch(0))
+        # The workers may be within the next epoch: accumulation goes on from one to the next.
+        batch = next(self.setup.loader.epoch(0, here=True))
         method.eval()
         for name, picture in method.pictures([view[:PICTURED] for view in batch.views]).items():
             self.setup.run.save_picture(name, epoch, picture)

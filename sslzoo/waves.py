@@ -73,7 +73,7 @@ class WaveLoader(ViewLoader):
         keys = stream_keys(self.seed, epoch, -2, np.arange(len(batches)))
         return np.concatenate([batches[i] for i in np.argsort(keys)])
 
-    def make_windows(self, epoch, first_step):
+    def make_windows(self, epoch, first_step, here):
         for indices in self.shares(epoch, first_step):
             views = []
             for view, spec in enumerate(self.specs):

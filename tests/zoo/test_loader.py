@@ -112,6 +112,17 @@ def test_workers_serve_several_epochs_and_one_left_early(folder):
     assert_equal(list(loader.epoch(1)), collect(open_data(folder), [COLOUR], batch_size=4))
 
 
+def test_a_batch_made_here_leaves_workers_where_they_are(folder):
+    """As pictures need one while accumulation is within the next epoch."""
+    loader = ViewLoader(open_data(folder), [COLOUR], batch_size=4, seed=3, workers=1)
+    whole = collect(open_data(folder), [COLOUR], batch_size=4)
+    batches = loader.epoch(1)
+    found = [next(batches)]
+    assert_equal([next(loader.epoch(0, here=True))],
+                 collect(open_data(folder), [COLOUR], epoch=0, batch_size=4)[:1])  # fmt: skip
+    assert_equal(found + list(batches), whole)
+
+
 @pytest.mark.parametrize("is_in_a_cycle", [False, True])
 def test_workers_end_with_their_loader(folder, is_in_a_cycle):
     """By themselves: the garbage collector alone made torch wait 5 s for each, and then kill it."""

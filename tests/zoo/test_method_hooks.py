@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from sslzoo import registry
@@ -57,3 +58,15 @@ def test_a_method_adapts_its_options_and_says_why(tmp_path, monkeypatch):
     setup = set_up("simclr", Config(), options(tmp_path, accumulate=2))
     assert setup.method.temperature == 718 / 1437 == setup.options["temperature"]
     assert setup.reasons == ["temperature follows 718"]
+
+
+@pytest.mark.slow
+def test_pictures_leave_the_batches_of_training_as_they_are(tmp_path):
+    """Workers are at the next epoch when the first ends within an accumulated step."""
+    learned = []
+    for pictures in (0, 1):
+        config = options(tmp_path / str(pictures), accumulate=3, workers=1, pictures_every=pictures)
+        setup = set_up("simclr", Config(), config)
+        setup.method.pictures = lambda views: {}
+        learned.append(train(setup).load_checkpoint()["method"])
+    assert all(torch.equal(value, learned[1][name]) for name, value in learned[0].items())
