@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 
 from sslzoo.failures import TrainingError
 
@@ -36,6 +37,11 @@ def start_processes(config, accumulate):
         gradient_accumulation_steps=accumulate,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
     )
+
+
+def of_main(value):
+    """The main process's value, in every process; all must call together."""
+    return broadcast_object_list([value])[0]
 
 
 def mixed_precision(config):

@@ -19,7 +19,7 @@ from sslzoo.gradient_cache import Embedder, two_passes
 from sslzoo.kinds import KINDS, kind_of, views_of
 from sslzoo.loader import workers_named
 from sslzoo.meters import Meters
-from sslzoo.processes import partners_named, start_processes
+from sslzoo.processes import of_main, partners_named, start_processes
 from sslzoo.progress import Report
 from sslzoo.run_folder import RunFolder, free_path, plain
 from sslzoo.schedules import scaled_learning_rate, warmup_cosine, warmup_steps_down
@@ -110,7 +110,8 @@ def set_up(name, method_config, config, console=None):
         "std": list(std),
     }
     options = plain({"method": name, **asdict(config), **asdict(method_config)})
-    run = RunFolder(config.out or free_path(name, config.data))
+    # A process that is late would find the main one's folder taken, and another one free.
+    run = RunFolder(of_main(config.out or free_path(name, config.data)))
     report = Report(console if accelerator.is_main_process else None)
     return Setup(config, options, accelerator, data, method, loader, about, run, report, reasons)
 

@@ -263,6 +263,18 @@ def test_one_process_judges_an_encoder_of_parts_while_the_other_waits(photos, tm
     assert len(rows) == 1 + 8 and "knn_accuracy" in rows[0]
 
 
+def test_a_process_that_is_late_takes_the_folder_of_the_main_one(images, tmp_path, monkeypatch):
+    """It would find that one taken."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(rank):
+        if rank:
+            monkeypatch.setattr("sslzoo.training.free_path", lambda *names: "runs/mae_2")
+        assert prepare("mae", images, "").run.path.name == f"mae_{images.name}"
+
+    assert forks.run(2, run, timeout=30) == [0, 0]
+
+
 # SLURM
 
 STEP = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
