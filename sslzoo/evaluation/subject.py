@@ -13,10 +13,9 @@ from sslzoo import backbones
 from sslzoo.data import DataError
 from sslzoo.data.annotated import open_annotated
 from sslzoo.evaluation import cache
-from sslzoo.evaluation.features import encode, evaluation_views
+from sslzoo.evaluation.features import encode, evaluation_views, extract_layers
 from sslzoo.evaluation.opening import fit_to, open_backbone, random_twin
 from sslzoo.kinds import KINDS
-from sslzoo.progress import with_bar
 from sslzoo.views import normalise
 
 BATCH = 256  # images of a forward pass
@@ -201,9 +200,12 @@ class Subject:
         if self.is_sound:
             model = backbone or self.backbone
             return {None: self.kind.extract(model, data, *self.view, device=self.device)[0]}
-        views = evaluation_views(data, self.size, BATCH, self.common.workers)
-        views = with_bar(views, math.ceil(len(data) / BATCH), "features")
-        return self.encode(views, layers, backbone)
+        found, _ = extract_layers(
+            backbone or self.backbone, data, list(layers), *self.view, device=self.device,
+            batch_size=BATCH, workers=self.common.workers, tokens=self.common.tokens,
+            dtype=DTYPES[self.common.precision],
+        )  # fmt: skip
+        return found
 
     def encode(self, views, layers=(None,), backbone=None):
         """{layer: features} of views, an iterable of uint8 [B, C, S, S]."""
